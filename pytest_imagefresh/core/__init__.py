@@ -1,0 +1,1 @@
+"""Pure decisions: no subprocess, files, clock, environment or engine. Same input, same answer."""

@@ -1,0 +1,138 @@
+"""The links of the chain, the ledger of proofs, and what follows from them for the exit status."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+
+from pytest_imagefresh.core.errors import ConfigError
+
+
+class Link(enum.Enum):
+    """The closed set of links, in the order in which they are proven. Each is one gate test and one proof."""
+
+    REBUILT = "rebuilt from the validated revision"
+    LABEL = "image carries the validated revision"
+    CONTAINER = "container runs the built image"
+    PORT = "container answers on its own port"
+    CHECK = "staging check passed"
+    ACCEPTS = "hook accepts this image"
+    REFUSES_WRONG = "hook refuses a wrong revision"
+    REFUSES_EMPTY = "hook refuses an empty revision"
+    REFUSES_UNLABELLED = "hook refuses an unlabelled image"
+    SAME_CONTAINER = "container is still the same"
+    ANCHOR_HOLDS = "branch is still at the validated revision"
+    PRODUCTION = "production untouched"
+
+    @classmethod
+    def named(cls, name: str) -> Link:
+        """Return the link of that name, `REBUILT` and the like. Raises ConfigError for any other."""
+        try:
+            return cls[name]
+        except KeyError:
+            raise ConfigError(f"no link is named {name!r}; expected one of {', '.join(cls.__members__)}") from None
+
+
+ORDER = {link: place for place, link in enumerate(Link)}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One link of one target, proven in this session by one gate test."""
+
+    target: str
+    link: Link
+    subject: str
+    """The image ID or revision that was proven."""
+    reason: str
+    expected: str
+    observed: str
+
+    def as_record(self) -> dict[str, str]:
+        """Return plain text fields, fit for JSON and for a test report that crosses processes."""
+        return {**asdict(self), "link": self.link.name}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, str]) -> Proof:
+        """Undo `as_record`."""
+        return cls(**{**record, "link": Link.named(record["link"])})  # type: ignore[arg-type]
+
+
+class Outcome(enum.Enum):
+    """How one gate test ended."""
+
+    PASSED = "passed"
+    REFUSED = "refused"
+    """A failure of any kind: what is known to be wrong."""
+    UNKNOWN = "could not find out"
+    LEFT_OUT = "left out"
+    """Skipped, xfailed, deselected: whatever was not proven."""
+
+
+class ExitStatus(enum.IntEnum):
+    """What a gate session ends with, beside pytest's own 2, 3 and 5."""
+
+    PROVEN = 0
+    REFUSED = 1
+    WRONG_USAGE = 4
+    INCOMPLETE = 10
+    UNKNOWN = 11
+
+
+@dataclass
+class Ledger:
+    """The proofs and outcomes of one session. A link counts when its proof was recorded, not when nothing failed."""
+
+    targets: tuple[str, ...]
+    proofs: dict[tuple[str, Link], Proof] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    """Node ID of a gate test, or of any test that failed -> how it ended; the worst of its phases and reruns stays."""
+    facts: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Target -> what a report names it by: revision, image_id, container_id, engine_id."""
+
+    def record(self, proof: Proof) -> None:
+        """Keep one proof."""
+        self.proofs[(proof.target, proof.link)] = proof
+
+    def note(self, node_id: str, outcome: Outcome) -> None:
+        """Keep how a gate test ended; a later phase or rerun never improves it."""
+        severity = [Outcome.PASSED, Outcome.LEFT_OUT, Outcome.UNKNOWN, Outcome.REFUSED]
+        known = self.outcomes.get(node_id, Outcome.PASSED)
+        self.outcomes[node_id] = max(known, outcome, key=severity.index)
+
+    def missing(self) -> list[str]:
+        """Return what keeps the chain from being complete, one line each, in order."""
+        lines = [
+            f"{target}: {link.value}"
+            for target in self.targets
+            for link in Link
+            if (target, link) not in self.proofs
+        ]
+        left_out = [f"left out: {name}" for name, outcome in self.outcomes.items() if outcome is Outcome.LEFT_OUT]
+        return lines + left_out + ([] if self.targets else ["no target"])
+
+    def subjects_disagree(self) -> list[str]:
+        """Return the targets whose proofs speak of more than one image."""
+        return [target for target in self.targets if len(set(self._images(target))) > 1]
+
+    def _images(self, target: str) -> Iterable[str]:
+        return (proof.subject for (name, _), proof in self.proofs.items() if name == target and proof.subject.startswith("sha256:"))
+
+
+def exit_status(pytest_status: int, ledger: Ledger, *, partial: bool) -> int:
+    """Return the exit status of a gate session: pytest's own, raised where the chain says no, never lowered.
+
+    1. pytest's own interruption, internal error or usage error stays; 2. a known no is 1; 3. only evidence errors are 11;
+    4. a partial run ends with the status of what ran; 5. anything unproven is 10.
+    """
+    outcomes = set(ledger.outcomes.values())
+    if pytest_status not in (0, 1):
+        return pytest_status
+    if Outcome.REFUSED in outcomes or ledger.subjects_disagree():
+        return ExitStatus.REFUSED
+    if pytest_status == 1:
+        return ExitStatus.UNKNOWN if Outcome.UNKNOWN in outcomes else ExitStatus.REFUSED
+    if partial:
+        return pytest_status
+    return ExitStatus.INCOMPLETE if ledger.missing() else pytest_status

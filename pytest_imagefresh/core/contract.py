@@ -1,0 +1,164 @@
+"""The hook's contract, version 1: variables in, one JSON line out. Pure; the caller's side of `docs/deploy-hook.md`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from pytest_imagefresh.core.errors import EvidenceError
+from pytest_imagefresh.core.evidence import Anchor, CheckResult, HookReport
+from pytest_imagefresh.core.identity import ImageId, RunId
+from pytest_imagefresh.core.settings import Build, Settings, Target
+
+VERSION = "1"
+_STATUS_OF_KIND = {"done": 0, "refused": 1, "usage": 2, "rolled-back": 3, "broken": 4, "unknown": 11}
+
+
+class _Line(msgspec.Struct, frozen=True, kw_only=True):
+    """The JSON line as the hook prints it. Keys that this version does not know are ignored."""
+
+    mode: str
+    ok: bool
+    kind: str
+    cause: str
+    reason: str
+    revision: str = ""
+    tree: str = ""
+    image_id: str = ""
+    container_id: str = ""
+    engine_id: str = ""
+    seconds: dict[str, float] = {}
+    check_status: int | None = None
+    check_output: str = ""
+
+
+def encode_list(words: Iterable[str]) -> str:
+    """Return words as one harmless word: base64 of each word ended by a NUL byte."""
+    return base64.b64encode(b"".join(word.encode() + b"\0" for word in words)).decode()
+
+
+def staging_variables(
+    target: Target, anchor: Anchor, build: Build, settings: Settings, *, clone: str, run_id: RunId
+) -> dict[str, str]:
+    """Return the variables of `--build-staging`: the staging target in full, and nothing of prod.
+
+    `clone` is the path of the repo's clone as the Docker host sees it.
+    """
+    staging, bounds = target.staging, settings.timeouts
+    return {
+        **_always(target, settings, run_id),
+        "GIT_SHA": anchor.revision.hex,
+        "BUILD_CONTEXT": clone,
+        "BUILD_SUBDIR": build.context,
+        "BUILD_DOCKERFILE": build.dockerfile,
+        "BUILD_TARGET": build.target,
+        "BUILD_ARGS": encode_list(f"{name}={value}" for name, value in build.args.items()),
+        "TARGET_IMAGE": target.image,
+        "TARGET_SERVICE": staging.service,
+        "TARGET_PORT": str(staging.port),
+        "COMPOSE_PROFILE": staging.profile,
+        "STAGING_CONTAINER": staging.container,
+        "STAGING_CHECK_PATH": staging.check_path,
+        "STAGING_CHECK_MODE": staging.check_mode,
+        "STAGING_CHECK_COMMAND": encode_list(staging.check_argv()),
+        "HEALTH_PATH": staging.health_path,
+        "HEALTH_TIMEOUT": f"{bounds.health:g}",
+        "BUILD_TIMEOUT": f"{bounds.build:g}",
+        "CHECK_TIMEOUT": f"{bounds.check:g}",
+        "SETTLE": f"{settings.settle:g}",
+    }
+
+
+def promotion_variables(
+    target: Target, settings: Settings, *, run_id: RunId, expected_revision: str, expected_image: ImageId | None
+) -> dict[str, str]:
+    """Return the variables of `--verify` and `--promote`.
+
+    `expected_revision` is always passed: "" is what the hook refuses. Without `expected_image` only the revision binds.
+    """
+    variables = {
+        **_always(target, settings, run_id),
+        "SOURCE_IMAGE": target.image,
+        "EXPECTED_REVISION": expected_revision,
+        "PROD_IMAGE": target.prod_image,
+        "PROD_SERVICE": target.prod.service,
+        "PROD_PORT": str(target.prod.port),
+        "PROD_PROFILE": target.prod.profile,
+        "PROD_PIN": target.prod.pin,
+        "HEALTH_PATH": target.prod.health_path,
+        "HEALTH_TIMEOUT": f"{settings.timeouts.health:g}",
+        "SETTLE": f"{settings.settle:g}",
+    }
+    if expected_image is not None:
+        variables["EXPECTED_IMAGE_ID"] = expected_image.digest
+    return variables
+
+
+def _always(target: Target, settings: Settings, run_id: RunId) -> dict[str, str]:
+    return {"REPO": target.repo, "RUN_ID": run_id.text, "COMPOSE_DIR": settings.host.repo_path}
+
+
+def hook_command(hook: str, mode: str, variables: Mapping[str, str]) -> list[str]:
+    """Return one call of the hook as argv: nothing of the caller's environment reaches it but these variables."""
+    return ["/usr/bin/env", "-i", *(f"{name}={value}" for name, value in variables.items()), hook, mode]
+
+
+def deploy_command(hook: str, variables: Mapping[str, str], expected_revision: str | None) -> list[str]:
+    """Return the promote call for a caller's own ssh. None leaves EXPECTED_REVISION unset, which is no provenance check."""
+    chosen = {name: value for name, value in variables.items() if name != "EXPECTED_REVISION"}
+    if expected_revision is not None:
+        chosen["EXPECTED_REVISION"] = expected_revision
+    return hook_command(hook, "--promote", chosen)
+
+
+def parse_report(stdout: bytes, exit_status: int, mode: str) -> HookReport:
+    """Return the hook's report. Raises EvidenceError unless there is exactly one line, of this mode, that fits its status."""
+    lines = [line for line in stdout.decode(errors="replace").splitlines() if line.strip()]
+    if len(lines) != 1:
+        raise EvidenceError(
+            f"the hook's {mode} ended with {exit_status} and printed {len(lines)} lines, expected its one JSON line; "
+            "is the configured hook really deploy-hook.sh?"
+        )
+    try:
+        line = msgspec.json.decode(lines[0], type=_Line)
+        output = base64.b64decode(line.check_output, validate=True)
+    except (msgspec.DecodeError, binascii.Error) as error:
+        raise EvidenceError(f"the hook's {mode} printed no valid report: {error}; observed {lines[0][:200]!r}") from error
+    if line.mode != mode or _STATUS_OF_KIND.get(line.kind) != exit_status or line.ok != (exit_status == 0):
+        raise EvidenceError(
+            f"the hook's {mode} contradicts itself: exit {exit_status}, but it reports mode {line.mode}, ok {line.ok}, kind {line.kind}"
+        )
+    return HookReport(
+        mode=line.mode,
+        exit_status=exit_status,
+        ok=line.ok,
+        kind=line.kind,
+        cause=line.cause,
+        reason=line.reason,
+        revision=line.revision,
+        tree=line.tree,
+        image_id=line.image_id,
+        container_id=line.container_id,
+        engine_id=line.engine_id,
+        seconds=line.seconds,
+        check=None if line.check_status is None else CheckResult(line.check_status, output),
+    )
+
+
+def render_hook(script: str, constants: Mapping[str, str]) -> str:
+    """Return the hook with constants of the installed file replaced: `readonly NAME='value'` lines at its top.
+
+    Raises EvidenceError when a constant has no such line or the value could end the quoting.
+    """
+    for name, value in constants.items():
+        if not re.fullmatch(r"[A-Za-z0-9_./:@%+=-]*", value):
+            raise EvidenceError(f"hook constant {name} cannot be {value!r}; expected plain characters of a path or address")
+        script, count = re.subn(rf"(?m)^readonly {name}='[^'\n]*'$", f"readonly {name}='{value}'", script)
+        if count != 1:
+            raise EvidenceError(f"the hook has {count} lines for its constant {name}, expected 1")
+    return script
+

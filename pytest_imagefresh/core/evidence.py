@@ -1,0 +1,115 @@
+"""What was observed, frozen at one moment. Nothing here decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pytest_imagefresh.core.identity import BranchName, ContainerId, ImageId, Revision, TreeId
+
+REVISION_LABEL = "org.opencontainers.image.revision"
+"""Source: OCI image spec, annotations."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The validated revision of a repo, as git told it at one moment."""
+
+    repo: str
+    branch: BranchName
+    worktree: str
+    """Absolute path of the worktree, as this machine sees it."""
+    revision: Revision
+    tree: TreeId
+
+
+@dataclass(frozen=True)
+class Image:
+    """What the engine says about one image."""
+
+    id: ImageId
+    revision_label: str
+    """The raw text of the revision label; "" where the image has none."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """One published port."""
+
+    container_port: str
+    """Number and protocol, `8000/tcp`."""
+    host_ip: str
+    host_port: int
+
+
+@dataclass(frozen=True)
+class Container:
+    """What the engine says about one container."""
+
+    id: ContainerId
+    name: str
+    """Without the leading slash."""
+    image_id: ImageId
+    """The `.Image` of the container: what it runs. Never `.Config.Image`, which is a reference."""
+    status: str
+    """The engine's word: created, running, paused, restarting, removing, exited or dead."""
+    health: str
+    """The engine's word: starting, healthy, unhealthy; "" where the image declares no health check."""
+    started_at: str
+    """RFC 3339 time of the last start, as the engine prints it."""
+    restart_count: int
+    network_mode: str
+    ports: tuple[Port, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one HTTP GET on the staging port brought back."""
+
+    url: str
+    status: int
+    """HTTP status code; redirects are not followed. 0 where nothing answered."""
+    problem: str = ""
+    """Why nothing answered; "" otherwise."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The end of one staging check inside the container."""
+
+    exit_status: int
+    output: bytes
+    """Standard output and standard error together, 1 MiB at most."""
+
+
+@dataclass(frozen=True)
+class Production:
+    """Everything by which production could be seen to have been touched."""
+
+    containers: tuple[Container, ...]
+    """Every container of the prod service or on the prod port, in any state, sorted by ID."""
+    image_id: ImageId | None
+    """What the prod reference points to; None where no image bears it."""
+
+
+@dataclass(frozen=True)
+class HookReport:
+    """The hook's one JSON line and its exit status. A claim: every link is observed again through the engine."""
+
+    mode: str
+    exit_status: int
+    ok: bool
+    kind: str
+    """`done`, `refused`, `usage`, `unknown`, `rolled-back` or `broken`."""
+    cause: str
+    """A short slug that programs compare, such as `revision-mismatch`."""
+    reason: str
+    """One line for people."""
+    revision: str = ""
+    tree: str = ""
+    image_id: str = ""
+    container_id: str = ""
+    engine_id: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Elapsed time per step, in seconds."""
+    check: CheckResult | None = None

@@ -1,0 +1,207 @@
+"""Decisions: evidence in, verdict out. Refusal is the default; accepting means naming what is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from pytest_imagefresh.core.errors import EvidenceError, Refused
+from pytest_imagefresh.core.evidence import (
+    Anchor,
+    Answer,
+    CheckResult,
+    Container,
+    HookReport,
+    Image,
+    Production,
+)
+from pytest_imagefresh.core.identity import ImageId, Revision
+from pytest_imagefresh.core.tap import TapSummary
+
+Subject = ImageId | Revision
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A decision about one image or commit. It accepts exactly when it names the subject that was proven."""
+
+    reason: str
+    subject: Subject | None = None
+    expected: str = ""
+    observed: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.subject is not None
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def require(self) -> Subject:
+        """Return the proven subject. Raises Refused with the reason."""
+        if self.subject is None:
+            raise Refused(self.reason)
+        return self.subject
+
+
+def compare(what: str, expected: object, observed: object, subject: Subject, *, hint: str = "") -> Verdict:
+    """Accept `subject` exactly when the two values print the same and are not empty."""
+    left, right = str(expected), str(observed)
+    if left and left == right:
+        return Verdict(f"{what} is {right}", subject, left, right)
+    advice = f"; {hint}" if hint else ""
+    return Verdict(f"{what} is {right or 'nothing'}, expected {left or 'a value'}{advice}", None, left, right)
+
+
+def all_of(verdicts: Sequence[Verdict]) -> Verdict:
+    """Accept only when every verdict accepts one and the same subject."""
+    refusals = [verdict.reason for verdict in verdicts if not verdict.ok]
+    subjects = {verdict.subject for verdict in verdicts}
+    if refusals or len(subjects) != 1:
+        return Verdict("; ".join(refusals) or f"expected 1 subject, observed {len(subjects)}")
+    return Verdict(
+        "; ".join(verdict.reason for verdict in verdicts),
+        subjects.pop(),
+        "; ".join(verdict.expected for verdict in verdicts if verdict.expected),
+        "; ".join(verdict.observed for verdict in verdicts if verdict.observed),
+    )
+
+
+def check_provenance(expected: str, observed: str) -> Verdict:
+    """Accept when both are full revisions and equal. Takes raw text: the public API's `provenance_verdict` rests on it."""
+    try:
+        wanted, seen = Revision(expected), Revision(observed)
+    except EvidenceError as error:
+        return Verdict(f"{error}", None, expected, observed)
+    return compare("the revision", wanted, seen, wanted, hint="rebuild staging from the validated commit")
+
+
+def check_anchor(first: Anchor, now: Anchor) -> Verdict:
+    """Accept the revision when a second look at the branch still finds it."""
+    return compare(
+        f"branch {first.branch} of {first.repo}",
+        first.revision,
+        now.revision,
+        first.revision,
+        hint="it moved during the run; run the gate again",
+    )
+
+
+def check_rebuilt(
+    report: HookReport | None, anchor: Anchor, image: Image, before: Container | None, engine_id: str
+) -> Verdict:
+    """Accept the image that the hook says it built from the anchor's commit and tree, on the engine that we look at.
+
+    What the image is and what runs is proven by the links after this one.
+    """
+    if report is None or not report.ok:
+        return Verdict(f"staging was not rebuilt: {report.reason if report else 'this run reuses what runs'}")
+    if before is not None and before.id.hex == report.container_id:
+        return Verdict(f"staging container {before.id} was not recreated; expected a new container")
+    return all_of(
+        [
+            compare("the image that the hook built", report.image_id, image.id, image.id),
+            compare("the commit that the hook built", anchor.revision, report.revision, image.id),
+            compare("the tree that the hook built", anchor.tree, report.tree, image.id),
+            compare("the hook's engine", engine_id, report.engine_id, image.id, hint="two engines answer; pin host.docker_host"),
+        ]
+    )
+
+
+def check_label(image: Image, revision: Revision) -> Verdict:
+    """Accept the image whose own revision label is the validated revision."""
+    return compare(f"revision label of {image.id}", revision, image.revision_label, image.id)
+
+
+def check_container(container: Container | None, expected: ImageId) -> Verdict:
+    """Accept when the container runs, was never restarted, is not unhealthy, and runs exactly the expected image."""
+    if container is None:
+        return Verdict(f"no staging container, expected one that runs {expected}", None, str(expected))
+    if container.status != "running" or container.restart_count or container.health == "unhealthy":
+        state = f"{container.status} {container.health}".strip()
+        return Verdict(
+            f"container {container.name} is {state} with {container.restart_count} restarts, expected running with none; "
+            f"look at: docker logs {container.name}",
+            None,
+            "running, 0 restarts",
+            f"{state}, {container.restart_count} restarts",
+        )
+    return compare(f"image of container {container.name}", expected, container.image_id, expected)
+
+
+def check_same_container(first: Container, now: Container | None, expected: ImageId) -> Verdict:
+    """Accept when the container seen now is the one seen first, started at the same moment, still as it should be."""
+    verdict = check_container(now, expected)
+    if now is None or not verdict:
+        return verdict
+    same = compare("the staging container", f"{first.id} since {first.started_at}", f"{now.id} since {now.started_at}", expected)
+    return all_of([verdict, same])
+
+
+def check_port(container: Container, port: int, answer: Answer) -> Verdict:
+    """Accept when the container itself owns the staging port and what answers there says HTTP 200."""
+    owned = container.network_mode == "host" or any(each.host_port == port for each in container.ports)
+    if not owned:
+        seen = ", ".join(f"{each.host_ip}:{each.host_port}" for each in container.ports) or "no port"
+        return Verdict(f"container {container.name} publishes {seen}, expected port {port}", None, str(port), seen)
+    if answer.status != 200:
+        seen = f"HTTP {answer.status}" if answer.status else answer.problem or "no answer"
+        return Verdict(f"{answer.url} answers {seen}, expected HTTP 200", None, "HTTP 200", seen)
+    return Verdict(f"container {container.name} answers HTTP 200 on port {port}", container.image_id, "HTTP 200", "HTTP 200")
+
+
+def check_staging_check(result: CheckResult | None, tap: TapSummary | None, subject: ImageId) -> Verdict:
+    """Accept when the staging check ran, ended with 0 and, where it speaks TAP, every planned test is ok."""
+    if result is None:
+        return Verdict("the staging check did not run; expected its exit status", None, "exit status 0", "no run")
+    if result.exit_status != 0:
+        tail = result.output.decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
+        return Verdict(
+            f"the staging check ended with {result.exit_status}, expected 0; it said: {tail[0][:300]}",
+            None,
+            "exit status 0",
+            f"exit status {result.exit_status}",
+        )
+    if tap is not None and tap.problem:
+        return Verdict(f"the staging check ended with 0, but its TAP says: {tap.problem}", None, "every test ok", tap.problem)
+    seen = f"exit status 0, {tap.passed} tests ok" if tap is not None else "exit status 0"
+    return Verdict(f"the staging check passed: {seen}", subject, "exit status 0", seen)
+
+
+def check_production_untouched(before: Production, after: Production, subject: ImageId) -> Verdict:
+    """Accept when production is, byte for byte of what the engine says, as it was before the gate began."""
+    seen, wanted = describe_production(after), describe_production(before)
+    if before != after:
+        return Verdict(f"production changed while the gate ran: it was {wanted}, it is {seen}", None, wanted, seen)
+    return Verdict(f"production is as it was: {seen}", subject, wanted, seen)
+
+
+def describe_production(production: Production) -> str:
+    """Return production in one line for people."""
+    if not production.containers:
+        return f"no container, prod image {production.image_id or 'not tagged'}"
+    rows = [f"{each.name} ({each.id.hex[:12]}, {each.status}, since {each.started_at})" for each in production.containers]
+    return f"{', '.join(rows)}, prod image {production.image_id or 'not tagged'}"
+
+
+def check_accepted(report: HookReport, expected: ImageId) -> Verdict:
+    """Accept when the installed hook would promote exactly the expected image."""
+    if not report.ok:
+        return Verdict(f"the hook refuses the validated image: {report.reason}", None, "accepted", report.cause)
+    return compare("the image that the hook would promote", expected, report.image_id, expected)
+
+
+def check_refused(report: HookReport, case: str, causes: Collection[str], subject: ImageId) -> Verdict:
+    """Accept when the hook refused, with exit status 1, and for the cause that was put in front of it."""
+    wanted = " or ".join(sorted(causes))
+    if report.ok or report.exit_status == 0:
+        return Verdict(f"the hook would promote {case}; expected a refusal ({wanted}); replace the installed hook", None, wanted)
+    if report.exit_status != 1 or report.kind != "refused" or report.cause not in causes:
+        return Verdict(
+            f"the hook answered {case} with exit {report.exit_status}, {report.kind}, {report.cause or 'no cause'}: "
+            f"{report.reason}; expected a refusal ({wanted})",
+            None,
+            wanted,
+            report.cause,
+        )
+    return Verdict(f"the hook refuses {case}: {report.reason}", subject, wanted, report.cause)

@@ -1,0 +1,280 @@
+"""Every accept with its table of one-change refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pytest_imagefresh.core.errors import Refused
+from pytest_imagefresh.core.evidence import Anchor, Answer, CheckResult, Container, HookReport, Image, Port, Production
+from pytest_imagefresh.core.identity import BranchName, ContainerId, ImageId, Revision, TreeId
+from pytest_imagefresh.core.tap import read_tap
+from pytest_imagefresh.core.verdict import (
+    Verdict,
+    all_of,
+    check_accepted,
+    check_anchor,
+    check_container,
+    check_label,
+    check_port,
+    check_production_untouched,
+    check_provenance,
+    check_rebuilt,
+    check_refused,
+    check_same_container,
+    check_staging_check,
+)
+
+REVISION, OTHER_REVISION = Revision("1" * 40), Revision("2" * 40)
+TREE = TreeId("3" * 40)
+IMAGE_ID, OTHER_IMAGE_ID = ImageId("sha256:" + "4" * 64), ImageId("sha256:" + "5" * 64)
+ANCHOR = Anchor("shop", BranchName("main"), "/wt", REVISION, TREE)
+IMAGE = Image(IMAGE_ID, REVISION.hex)
+CONTAINER = Container(
+    id=ContainerId("6" * 64),
+    name="shop-staging",
+    image_id=IMAGE_ID,
+    status="running",
+    health="",
+    started_at="2026-01-02T03:04:05Z",
+    restart_count=0,
+    network_mode="shop_default",
+    ports=(Port("8000/tcp", "127.0.0.1", 8501),),
+)
+REPORT = HookReport(
+    mode="--build-staging",
+    exit_status=0,
+    ok=True,
+    kind="done",
+    cause="",
+    reason="built",
+    revision=REVISION.hex,
+    tree=TREE.hex,
+    image_id=IMAGE_ID.digest,
+    container_id=CONTAINER.id.hex,
+    engine_id="ENGINE",
+)
+REFUSAL = replace(REPORT, mode="--verify", exit_status=1, ok=False, kind="refused", cause="revision-mismatch")
+PRODUCTION = Production((replace(CONTAINER, id=ContainerId("7" * 64), name="shop"),), OTHER_IMAGE_ID)
+
+Change = dict[str, Any]
+
+
+def test_empty_verdict_is_a_refusal() -> None:
+    with pytest.raises(Refused, match="because"):
+        Verdict("because").require()
+
+
+def test_nothing_checked_is_refused() -> None:
+    assert not all_of([])
+
+
+def test_verdicts_on_different_subjects_are_refused() -> None:
+    assert not all_of([Verdict("a", IMAGE_ID), Verdict("b", OTHER_IMAGE_ID)])
+
+
+def test_one_refusal_refuses_all() -> None:
+    assert not all_of([Verdict("a", IMAGE_ID), Verdict("no")])
+
+
+def test_verdicts_on_one_subject_are_accepted() -> None:
+    assert all_of([Verdict("a", IMAGE_ID), Verdict("b", IMAGE_ID)]).subject == IMAGE_ID
+
+
+def test_equal_full_revisions_are_accepted() -> None:
+    assert check_provenance(REVISION.hex, REVISION.hex).ok
+
+
+@pytest.mark.parametrize("other", ["", "*", "1" * 39, "1" * 41, " " + "1" * 40, "1" * 40 + "\n", "A" * 40, "2" * 40, "HEAD"])
+def test_any_other_revision_is_refused(other: str) -> None:
+    assert not check_provenance(REVISION.hex, other).ok
+    assert not check_provenance(other, REVISION.hex).ok
+
+
+@pytest.mark.parametrize("both", ["", "*", "1" * 39, "main"])
+def test_equal_but_not_full_revisions_are_refused(both: str) -> None:
+    assert not check_provenance(both, both).ok
+
+
+def test_a_branch_that_stayed_is_accepted() -> None:
+    assert check_anchor(ANCHOR, replace(ANCHOR)).ok
+
+
+def test_a_branch_that_moved_is_refused() -> None:
+    verdict = check_anchor(ANCHOR, replace(ANCHOR, revision=OTHER_REVISION))
+    assert not verdict.ok
+    assert "moved" in verdict.reason
+
+
+def test_a_rebuild_of_the_anchor_is_accepted() -> None:
+    old = replace(CONTAINER, id=ContainerId("8" * 64))
+    assert check_rebuilt(REPORT, ANCHOR, IMAGE, old, "ENGINE").ok
+    assert check_rebuilt(REPORT, ANCHOR, IMAGE, None, "ENGINE").ok
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ok": False, "kind": "refused"},
+        {"revision": OTHER_REVISION.hex},
+        {"revision": ""},
+        {"tree": "9" * 40},
+        {"tree": ""},
+        {"image_id": OTHER_IMAGE_ID.digest},
+        {"image_id": ""},
+        {"engine_id": "ANOTHER"},
+        {"engine_id": ""},
+        {"container_id": "8" * 64},
+    ],
+    ids=str,
+)
+def test_a_rebuild_with_any_single_difference_is_refused(change: Change) -> None:
+    old = replace(CONTAINER, id=ContainerId("8" * 64))
+    assert not check_rebuilt(replace(REPORT, **change), ANCHOR, IMAGE, old, "ENGINE").ok
+
+
+def test_no_rebuild_is_refused() -> None:
+    assert not check_rebuilt(None, ANCHOR, IMAGE, None, "ENGINE").ok
+
+
+def test_the_validated_label_is_accepted() -> None:
+    assert check_label(IMAGE, REVISION).subject == IMAGE_ID
+
+
+@pytest.mark.parametrize("label", ["", OTHER_REVISION.hex, REVISION.hex[:12], REVISION.hex + "\n", f"{REVISION.hex}-dirty"])
+def test_any_other_label_is_refused(label: str) -> None:
+    assert not check_label(replace(IMAGE, revision_label=label), REVISION).ok
+
+
+def test_a_container_of_the_built_image_is_accepted() -> None:
+    assert check_container(CONTAINER, IMAGE_ID).ok
+    assert check_container(replace(CONTAINER, health="healthy"), IMAGE_ID).ok
+    assert check_same_container(CONTAINER, CONTAINER, IMAGE_ID).ok
+
+
+CONTAINER_CHANGES: list[Change] = [
+    {"image_id": OTHER_IMAGE_ID},
+    {"status": "paused"},
+    {"status": "exited"},
+    {"status": "restarting"},
+    {"restart_count": 1},
+    {"health": "unhealthy"},
+]
+
+
+@pytest.mark.parametrize("change", CONTAINER_CHANGES, ids=str)
+def test_a_container_with_any_single_difference_is_refused(change: Change) -> None:
+    assert not check_container(replace(CONTAINER, **change), IMAGE_ID).ok
+
+
+@pytest.mark.parametrize(
+    "change", [*CONTAINER_CHANGES, {"id": ContainerId("8" * 64)}, {"started_at": "2026-01-02T03:05:05Z"}], ids=str
+)
+def test_a_container_that_changed_during_the_run_is_refused(change: Change) -> None:
+    assert not check_same_container(CONTAINER, replace(CONTAINER, **change), IMAGE_ID).ok
+
+
+def test_no_container_is_refused() -> None:
+    assert not check_container(None, IMAGE_ID).ok
+    assert not check_same_container(CONTAINER, None, IMAGE_ID).ok
+
+
+def test_http_200_on_its_own_port_is_accepted() -> None:
+    assert check_port(CONTAINER, 8501, Answer("http://h/health", 200)).ok
+    assert check_port(replace(CONTAINER, ports=(), network_mode="host"), 8501, Answer("u", 200)).ok
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer("u", 0, "connection refused"), Answer("u", 302), Answer("u", 500), Answer("u", 204)], ids=str
+)
+def test_any_other_answer_is_refused(answer: Answer) -> None:
+    assert not check_port(CONTAINER, 8501, answer).ok
+
+
+@pytest.mark.parametrize("ports", [(), (Port("8000/tcp", "127.0.0.1", 8500),)], ids=str)
+def test_a_port_of_another_container_is_refused(ports: tuple[Port, ...]) -> None:
+    assert not check_port(replace(CONTAINER, ports=ports), 8501, Answer("u", 200)).ok
+
+
+def test_a_check_that_ends_with_0_is_accepted() -> None:
+    assert check_staging_check(CheckResult(0, b"fine"), None, IMAGE_ID).ok
+    tap = b"TAP version 13\n1..2\nok 1 - a\nok 2 - b\n"
+    assert check_staging_check(CheckResult(0, tap), read_tap(tap), IMAGE_ID).ok
+
+
+def test_a_check_that_failed_or_never_ran_is_refused() -> None:
+    assert not check_staging_check(None, None, IMAGE_ID).ok
+    assert "it said: no" in check_staging_check(CheckResult(1, b"PASS\nno\n"), None, IMAGE_ID).reason
+
+
+@pytest.mark.parametrize(
+    "tap",
+    [
+        b"",
+        b"PASS\n",
+        b"ok 1\n",
+        b"1..0 # skip nothing to do\n",
+        b"1..2\nok 1\n",
+        b"1..1\nok 1\nok 2\n",
+        b"1..2\nok 1\nok 1\n",
+        b"1..2\nok 2\nok 1\n",
+        b"1..1\nnot ok 1 - x\n",
+        b"1..1\nok 1 - x # SKIP later\n",
+        b"1..1\nok 1 - x # TODO later\n",
+        b"1..1\nok 1\nBail out! disk full\n",
+        b"1..1\nok 1\n1..1\n",
+    ],
+    ids=str,
+)
+def test_tap_that_does_not_prove_everything_is_refused(tap: bytes) -> None:
+    assert not check_staging_check(CheckResult(0, tap), read_tap(tap), IMAGE_ID).ok
+
+
+def test_tap_without_numbers_counts_in_order() -> None:
+    assert read_tap(b"ok - a\nok - b\n1..2\n").problem == ""
+
+
+def test_untouched_production_is_accepted() -> None:
+    assert check_production_untouched(PRODUCTION, PRODUCTION, IMAGE_ID).ok
+    nothing = Production((), None)
+    assert "no container" in check_production_untouched(nothing, nothing, IMAGE_ID).reason
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        Production((), OTHER_IMAGE_ID),
+        Production(PRODUCTION.containers, IMAGE_ID),
+        Production(PRODUCTION.containers, None),
+        Production((replace(PRODUCTION.containers[0], started_at="later"),), OTHER_IMAGE_ID),
+        Production((replace(PRODUCTION.containers[0], restart_count=1),), OTHER_IMAGE_ID),
+        Production((*PRODUCTION.containers, CONTAINER), OTHER_IMAGE_ID),
+    ],
+    ids=["gone", "tag moved", "tag gone", "restarted", "crashed", "one more"],
+)
+def test_touched_production_is_refused(after: Production) -> None:
+    assert not check_production_untouched(PRODUCTION, after, IMAGE_ID).ok
+
+
+def test_an_accepting_hook_is_accepted() -> None:
+    assert check_accepted(REPORT, IMAGE_ID).ok
+
+
+@pytest.mark.parametrize("change", [{"ok": False}, {"image_id": OTHER_IMAGE_ID.digest}, {"image_id": ""}], ids=str)
+def test_a_hook_that_would_promote_something_else_is_refused(change: Change) -> None:
+    assert not check_accepted(replace(REPORT, **change), IMAGE_ID).ok
+
+
+def test_a_refusing_hook_is_accepted() -> None:
+    assert check_refused(REFUSAL, "a wrong revision", {"revision-mismatch"}, IMAGE_ID).ok
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"ok": True}, {"exit_status": 0}, {"exit_status": 2}, {"kind": "usage"}, {"cause": "image-missing"}, {"cause": ""}],
+    ids=str,
+)
+def test_a_hook_that_refuses_otherwise_is_refused(change: Change) -> None:
+    assert not check_refused(replace(REFUSAL, **change), "a wrong revision", {"revision-mismatch"}, IMAGE_ID).ok
