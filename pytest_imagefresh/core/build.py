@@ -94,7 +94,10 @@ def check_build_table(build: Build, *, target: str) -> Build:
         folder = posixpath.normpath(context)
         if posixpath.isabs(context) or "://" in context or _climbs(folder):
             raise _outside(where, context)
-        dockerfile = _dockerfile_in(posixpath.join("/", folder), _plain(build.dockerfile, "dockerfile", where), where)
+        # The tree has no place yet: any will do, as long as no absolute path can hit it.
+        if posixpath.isabs(build.dockerfile):
+            raise _not_below_context(where, build.dockerfile)
+        dockerfile = _dockerfile_in(f"/tree/{folder}", _plain(build.dockerfile, "dockerfile", where), where)
         args = dict(_args(build.args, where))
         return Build(context=folder, dockerfile=dockerfile, target=_stage(build.target, where), args=args)
     except Refused as refused:
@@ -136,13 +139,10 @@ def _folder_in(root: str, context: str, where: str) -> str:
 
 def _dockerfile_in(context: str, dockerfile: str, where: str) -> str:
     """Return the Dockerfile relative to its context. The hook takes only one that lies below the context."""
-    path = posixpath.normpath(posixpath.join(context, dockerfile or "Dockerfile"))
-    if not _is_below(path, context) or path == posixpath.normpath(context):
-        raise Refused(
-            f"{where}: dockerfile is {_short(dockerfile)}, expected a file below the context; "
-            "move it there, or set the context to a folder of the commit that holds both"
-        )
-    return posixpath.relpath(path, context)
+    path = posixpath.relpath(posixpath.join(context, dockerfile or "Dockerfile"), context)
+    if path == "." or _climbs(path):
+        raise _not_below_context(where, dockerfile)
+    return path
 
 
 def _stage(target: str, where: str) -> str:
@@ -187,6 +187,13 @@ def _as_written(path: str, root: str) -> str:
 def _outside(where: str, context: str) -> Refused:
     return Refused(
         f"{where}: context is {_short(context)}, expected a folder of the commit; build from what is committed"
+    )
+
+
+def _not_below_context(where: str, dockerfile: str) -> Refused:
+    return Refused(
+        f"{where}: dockerfile is {_short(dockerfile)}, expected a file below the context; "
+        "move it there, or set the context to a folder of the commit that holds both"
     )
 
 

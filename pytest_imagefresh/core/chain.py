@@ -13,10 +13,10 @@ class Link(enum.Enum):
     """The closed set of links, in the order in which they are proven. Each is one gate test and one proof."""
 
     REBUILT = "rebuilt from the validated revision"
-    LABEL = "image carries the validated revision"
     CONTAINER = "container runs the built image"
     PORT = "container answers on its own port"
     CHECK = "staging check passed"
+    LABEL = "image carries the validated revision"
     ACCEPTS = "hook accepts this image"
     REFUSES_WRONG = "hook refuses a wrong revision"
     REFUSES_EMPTY = "hook refuses an empty revision"

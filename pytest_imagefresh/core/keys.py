@@ -145,7 +145,9 @@ def _is_docker_host(text: str) -> bool:
 
 def _is_below(text: str) -> bool:
     """Say whether a path stays inside the commit: relative, normal, without a way up."""
-    return _is_printable(text) and not text.startswith(("/", "-", "~")) and ".." not in text.split("/") and ":" not in text
+    return (
+        _is_printable(text) and not text.startswith(("/", "-", "~")) and ".." not in text.split("/") and ":" not in text
+    )
 
 
 def _is_command(words: list[str]) -> bool:
@@ -188,8 +190,12 @@ _BOUND = Key(Kind.NUMBER, "a number of seconds above 0, at most 86400", _is_boun
 _PORT = Key(Kind.INTEGER, "a whole number from 1 to 65535", lambda port: 1 <= port <= 65535)
 _FOLDER_HERE = Key(Kind.TEXT, "the path of a folder on this machine", _is_printable)
 _FOLDER_THERE = Key(Kind.TEXT, "an absolute path on the Docker host, without '..'", _is_host_folder)
-_REPO = Key(Kind.TEXT, "the name of a repo: letters, digits, '.', '_' and '-', no '..', no '.git' at the end", is_repo_name)
-_IMAGE = Key(Kind.TEXT, "an image reference that can be tagged: lowercase name, optionally ':tag', no digest or ID", _is_image)
+_REPO = Key(
+    Kind.TEXT, "the name of a repo: letters, digits, '.', '_' and '-', no '..', no '.git' at the end", is_repo_name
+)
+_IMAGE = Key(
+    Kind.TEXT, "an image reference that can be tagged: lowercase name, optionally ':tag', no digest or ID", _is_image
+)
 _SERVICE = Key(Kind.TEXT, "the name of a compose service: letters, digits, '.', '_' and '-'", _matches(_NAME))
 _HEALTH = Key(Kind.TEXT, "a path that starts with '/', in plain characters", _matches(_HEALTH_PATH))
 
@@ -231,9 +237,13 @@ KEYS: dict[str, Key] = {
         Kind.TEXT, "the name of a compose profile: never empty, or staging would start with production", _matches(_NAME)
     ),
     "targets.*.staging.health_path": _HEALTH,
-    "targets.*.staging.check_path": Key(Kind.TEXT, "a path in the container, in plain characters, no '..'", _is_check_path),
+    "targets.*.staging.check_path": Key(
+        Kind.TEXT, "a path in the container, in plain characters, no '..'", _is_check_path
+    ),
     "targets.*.staging.check_mode": Key(Kind.TEXT, "a plain word", _matches(_WORD)),
-    "targets.*.staging.check_command": Key(Kind.LIST, "a command as a list of words, the first one a program", _is_command),
+    "targets.*.staging.check_command": Key(
+        Kind.LIST, "a command as a list of words, the first one a program", _is_command
+    ),
     "targets.*.staging.check_format": Key(Kind.TEXT, "'exit' or 'tap'", lambda text: text in ("exit", "tap")),
     "targets.*.prod.service": _SERVICE,
     "targets.*.prod.port": _PORT,
@@ -244,7 +254,10 @@ KEYS: dict[str, Key] = {
     "targets.*.build.dockerfile": Key(Kind.TEXT, "a file below the build context: relative, no '..'", _is_below),
     "targets.*.build.target": Key(Kind.TEXT, "the name of a build stage, or ''", _or_empty(_matches(_WORD))),
     "targets.*.build.args": Key(
-        Kind.TABLE, "a table of build arguments in the settings file, texts all, GIT_SHA not among them", _are_build_args, True
+        Kind.TABLE,
+        "a table of build arguments in the settings file, texts all, GIT_SHA not among them",
+        _are_build_args,
+        True,
     ),
     "targets.*.content": Key(
         Kind.TABLE, "a table in the settings file: absolute folder in the image = folder of the commit", _is_content

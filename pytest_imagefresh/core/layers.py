@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 
 from pytest_imagefresh.core.errors import ConfigError
-from pytest_imagefresh.core.keys import KEYS, Key, Kind, is_repo_name, parse_text
+from pytest_imagefresh.core.keys import KEYS, Key, is_repo_name, parse_text
 from pytest_imagefresh.core.settings import Settings, Signing, Target, clashes, default_target
 
 PREFIX = "IMAGEFRESH_"
@@ -23,14 +23,18 @@ DEFAULT = "default"
 _Path = tuple[str, ...]
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 _SHOWN = 80
+# By path, not by dotted text: a quoted "host.ssh" in a file is another key than ssh in the table host.
+_KEY_OF_PATH: dict[_Path, Key] = {tuple(key.split(".")): value for key, value in KEYS.items()}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Values of one source: `source` for people ("imagefresh.toml", "environment IMAGEFRESH_REPOS"), `values` nested."""
+    """Values of one source."""
 
     source: str
+    """For people: "imagefresh.toml", "environment IMAGEFRESH_REPOS"."""
     values: Mapping[str, object]
+    """Nested as in a file."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Configuration:
 
     settings: Settings
     sources: Mapping[str, str]
-    """Dotted key -> source of its value; "default" where nobody set it. Holds every key, those of declared targets too."""
+    """Dotted key -> source of its value, "default" where nobody set it; holds every key, of declared targets too."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def _flatten(table: Mapping[str, object], path: _Path, source: str) -> Iterator[
         if _key(here) is not None:
             yield here, _Entry(value, source)
             continue
-        if not _is_table(here):
+        if not _names_below(here):
             _refuse_unknown(here, source)
         if not isinstance(value, Mapping):
             _refuse(here, f"{_shown(value)} is no table", "a table", source)
@@ -92,24 +96,23 @@ def _flatten(table: Mapping[str, object], path: _Path, source: str) -> Iterator[
         yield from _flatten(value, here, source)
 
 
-def _pattern(path: _Path) -> str:
-    """Return the dotted key with `*` in place of a target's name."""
-    return ".".join((path[0], "*", *path[2:]) if path[0] == "targets" and len(path) > 1 else path)
+def _pattern(path: _Path) -> _Path:
+    """Return the path with `*` in place of a target's name."""
+    return ("targets", "*", *path[2:]) if path[:1] == ("targets",) and len(path) > 1 else path
 
 
 def _key(path: _Path) -> Key | None:
-    return KEYS.get(_pattern(path))
+    return _KEY_OF_PATH.get(_pattern(path))
 
 
-def _is_table(path: _Path) -> bool:
-    prefix = f"{_pattern(path)}."
-    return any(name.startswith(prefix) for name in KEYS)
+def _names_below(path: _Path) -> set[str]:
+    """Return the names that a table can hold; none where the path is no table."""
+    above = _pattern(path)
+    return {known[len(above)] for known in _KEY_OF_PATH if known[: len(above)] == above and len(known) > len(above)}
 
 
 def _refuse_unknown(path: _Path, source: str) -> NoReturn:
-    above = _pattern((*path, ""))[: -len(path[-1]) - 1] if path[0] == "targets" and len(path) > 1 else ".".join(path[:-1])
-    prefix = f"{above.rstrip('.')}." if above else ""
-    siblings = {name[len(prefix) :].split(".")[0] for name in KEYS if name.startswith(prefix)}
+    siblings = _names_below(path[:-1])
     hint = _did_you_mean(path[-1], siblings) or _elsewhere(path[-1])
     _refuse(path, f"unknown key{hint}", f"one of {', '.join(sorted(siblings))}", source)
 
@@ -164,7 +167,8 @@ def _replaced(struct: _Struct, values: Mapping[_Path, Any], skip: Sequence[str] 
         if field in skip or not below:
             continue
         old = getattr(struct, field)
-        changes[field] = _replaced(old, _without_root(below)) if isinstance(old, msgspec.Struct) else _frozen(below[()], old)
+        is_table = isinstance(old, msgspec.Struct)
+        changes[field] = _replaced(old, _without_root(below)) if is_table else _frozen(below[()])
     return msgspec.structs.replace(struct, **changes)
 
 
@@ -172,13 +176,11 @@ def _without_root(values: Mapping[_Path, Any]) -> dict[_Path, Any]:
     return {path: value for path, value in values.items() if path}
 
 
-def _frozen(value: Any, old: object) -> Any:
-    """Return a value as structs hold it: lists as tuples, tables as copies, whole numbers as seconds where those are."""
+def _frozen(value: Any) -> Any:
+    """Return a value as structs hold it: lists as tuples, tables as copies of their own."""
     if isinstance(value, list):
         return tuple(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    return float(value) if isinstance(old, float) else value
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _signing(entries: Mapping[_Path, _Entry]) -> Signing | None:
@@ -193,8 +195,11 @@ def _signing(entries: Mapping[_Path, _Entry]) -> Signing | None:
 
 
 def _targets(values: Mapping[_Path, Any]) -> dict[str, Target]:
-    names = dict.fromkeys(path[1] for path in values if path[0] == "targets" and len(path) > 1)
-    return {name: _target(name, {path[2:]: v for path, v in values.items() if path[:2] == ("targets", name)}) for name in names}
+    tables: dict[str, dict[_Path, Any]] = {}
+    for path, value in values.items():
+        if path[0] == "targets" and len(path) > 1:
+            tables.setdefault(path[1], {})[path[2:]] = value
+    return {name: _target(name, table) for name, table in tables.items()}
 
 
 def _target(name: str, values: Mapping[_Path, Any]) -> Target:
@@ -221,7 +226,7 @@ def _check_together(configuration: Configuration) -> None:
         _refuse_together(
             configuration,
             clash.first,
-            f"{clash.value!r} is also {clash.second}",
+            f"{clash.value!r} is also {clash.second} (set by {configuration.sources[clash.second]})",
             "a value of its own: staging must never reach production, nor one target another",
         )
 
@@ -234,26 +239,21 @@ def _check_host(configuration: Configuration) -> None:
                 expected = f"{KEYS[key].expected}, because host.ssh is {host.ssh!r}"
                 _refuse_together(configuration, key, "missing", expected)
         return
-    differ = settings.repos_dir and settings.host_repos_dir and not _same_path(settings.repos_dir, settings.host_repos_dir)
-    if differ and configuration.sources["host.ssh"] == DEFAULT:
+    folders = {folder.rstrip("/") for folder in (settings.repos_dir, settings.host_repos_dir) if folder}
+    if len(folders) > 1 and configuration.sources["host.ssh"] == DEFAULT:
         problem = f"not said, while host_repos_dir {settings.host_repos_dir!r} is not repos_dir {settings.repos_dir!r}"
-        _refuse_together(configuration, "host.ssh", problem, "the ssh target, or 'local' where both are on this machine")
-
-
-def _same_path(one: str, other: str) -> bool:
-    return one.rstrip("/") == other.rstrip("/")
+        _refuse_together(configuration, "host.ssh", problem, "the ssh target, or 'local' where both are here")
 
 
 def _refuse_together(configuration: Configuration, key: str, problem: str, expected: str) -> NoReturn:
-    source = configuration.sources.get(key) or configuration.sources.get(key.replace(".image", ".image"), DEFAULT)
-    _refuse(tuple(key.split(".")), problem, expected, source)
+    _refuse(tuple(key.split(".")), problem, expected, configuration.sources[key])
 
 
 # Environment variables.
 
 
 def variable_layers(origins: Sequence[Variables], below: Sequence[Layer]) -> list[Layer]:
-    """Return one layer per IMAGEFRESH_* variable, in the order of the origins, each text turned into the setting's type.
+    """Return one layer per IMAGEFRESH_* variable, in the order of the origins, each text as the setting's type.
 
     `below` are the layers that declare targets and repos: a variable can name these and no others, without case and
     with `_` for `-` and `.`. Raises ConfigError for a variable that names no setting, or more than one.
@@ -277,7 +277,7 @@ def _variable_layer(name: str, text: str, where: str, known: Mapping[str, list[_
         expected = "a variable of docs/settings.md; a target must have a table or be listed in repos"
         raise ConfigError(f"{_dotted((name,))}: unknown variable{hint}; expected {expected}; set by {where}")
     path = paths[0]
-    value: object = parse_text(KEYS[_pattern(path)], text)
+    value: object = parse_text(_KEY_OF_PATH[_pattern(path)], text)
     for part in reversed(path):
         value = {part: value}
     return Layer(f"{where} {name}", value if isinstance(value, dict) else {})
@@ -290,8 +290,7 @@ def variable_name(path: Sequence[str]) -> str:
 
 def _known_variables(targets: Sequence[str]) -> dict[str, list[_Path]]:
     known: dict[str, list[_Path]] = {}
-    for key in KEYS:
-        parts = tuple(key.split("."))
+    for parts in _KEY_OF_PATH:
         names = targets if parts[0] == "targets" else [""]
         for path in (tuple(name if part == "*" else part for part in parts) for name in names):
             known.setdefault(variable_name(path), []).append(path)
@@ -306,8 +305,8 @@ def _target_names(origins: Sequence[Variables], below: Sequence[Layer]) -> list[
         tables.update(given if isinstance(given, Mapping) else {})
     repo_of = {name: table.get("repo", name) if isinstance(table, Mapping) else name for name, table in tables.items()}
     with_table = {str(name).casefold() for pair in repo_of.items() for name in pair}
-    repos = dict.fromkeys(repo for repo in _named_repos(origins, below) if repo.casefold() not in with_table)
-    return [*tables, *repos]
+    repos = {repo.casefold(): repo for repo in _named_repos(origins, below)}
+    return [*tables, *(repo for folded, repo in repos.items() if folded not in with_table)]
 
 
 def _named_repos(origins: Sequence[Variables], below: Sequence[Layer]) -> Iterator[str]:

@@ -1,0 +1,290 @@
+"""One gate run: the adapters wired to the settings, every observation made once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from pytest_imagefresh import shipped
+from pytest_imagefresh.adapters.compose import read_build
+from pytest_imagefresh.adapters.engine import Engine, connect_engine
+from pytest_imagefresh.adapters.git import find_clone, read_anchor, read_tree_files
+from pytest_imagefresh.adapters.hook import InstalledHook, bundled_hook
+from pytest_imagefresh.adapters.host import Host, connect
+from pytest_imagefresh.adapters.records import new_run_id
+from pytest_imagefresh.core.contract import promotion_variables, staging_variables
+from pytest_imagefresh.core.errors import EvidenceError, ImagefreshError, Refused
+from pytest_imagefresh.core.evidence import Anchor, CheckResult, Container, HookReport, Production
+from pytest_imagefresh.core.identity import BranchName, ImageId, RepoName, RunId
+from pytest_imagefresh.core.settings import Build, Settings, Target, clone_on_host
+
+_LOOKS_PER_CALL = 20
+"""How many bounded looks at engine and lock one call of the hook takes at most, beside its long steps."""
+
+_HOOK_CALLS_PER_GATE = 8
+
+
+class Progress(Protocol):
+    """Where a run tells what it is doing."""
+
+    def step(self, text: str) -> None:
+        """Announce a step as it starts."""
+
+    def line(self, text: str) -> None:
+        """Pass on one line of output of the current step."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def step(self, text: str) -> None:
+        """Say nothing."""
+
+    def line(self, text: str) -> None:
+        """Say nothing."""
+
+
+_Value = TypeVar("_Value")
+
+
+class once(Generic[_Value]):  # noqa: N801 - it reads like cached_property, which it is but for what it does with errors
+    """An attribute computed on first use. What could not be found out is not tried again: its error is kept, too."""
+
+    def __init__(self, compute: Callable[[Any], _Value]) -> None:
+        self._compute = compute
+        self._name = compute.__name__
+        self.__doc__ = compute.__doc__
+
+    def __get__(self, instance: object, owner: type | None = None) -> _Value:
+        errors: dict[str, ImagefreshError] = instance.__dict__.setdefault("_kept_errors", {})
+        if self._name in errors:
+            raise errors[self._name]
+        try:
+            value = instance.__dict__[self._name] = self._compute(instance)
+        except ImagefreshError as error:
+            errors[self._name] = error
+            raise
+        return value
+
+
+class GateRun:
+    """What all targets of one run share: settings, branch, run ID, and one connection to the Docker host."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        rootdir: Path,
+        branch: str,
+        gate_revision: str = "",
+        run_id: RunId | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.settings = settings
+        self.rootdir = rootdir
+        self.branch = BranchName(branch)
+        self.gate_revision = gate_revision
+        self.run_id = run_id or new_run_id()
+        self.progress: Progress = progress or Silent()
+        self._open = ExitStack()
+        self._anchors: dict[str, Anchor] = {}
+
+    @once
+    def host(self) -> Host:
+        """The connection to the Docker host, made on first use."""
+        host = connect(self.settings.host, self.settings.timeouts)
+        self._open.callback(host.close)
+        return host
+
+    @once
+    def engine(self) -> Engine:
+        """The host's engine. Raises Refused when it is not the one that the settings name."""
+        engine = connect_engine(self.host.engine_socket(), timeout=self.settings.timeouts.inspect)
+        self._open.callback(engine.close)
+        expected = self.settings.host.engine_id
+        if expected and engine.id != expected:
+            raise Refused(f"the engine is {engine.id}, expected {expected}; correct host.ssh or host.engine_id")
+        return engine
+
+    @once
+    def hook(self) -> InstalledHook:
+        """The deploy hook on the host; where the settings say `bundled`, our own, sent for this run."""
+        path = self.settings.host.hook
+        if path == "bundled":
+            bound = self.settings.timeouts.inspect
+            path = self._open.enter_context(
+                bundled_hook(self.host, shipped.hook_script(), self.settings.host, timeout=bound)
+            )
+        hook = InstalledHook(self.host, path)
+        hook.check_contract()
+        return hook
+
+    def clone(self, repo: str) -> Path:
+        """Return the clone of a repo, as this machine sees it."""
+        return find_clone(self.settings, RepoName(repo), self.rootdir)
+
+    def anchor(self, repo: str) -> Anchor:
+        """Return the validated revision of a repo, resolved once per run."""
+        if repo not in self._anchors:
+            self._anchors[repo] = self.read_anchor(repo)
+        return self._anchors[repo]
+
+    def read_anchor(self, repo: str) -> Anchor:
+        """Return what the branch points to at this moment."""
+        return read_anchor(
+            self.settings, RepoName(repo), self.branch, rootdir=self.rootdir, gate_revision=self.gate_revision
+        )
+
+    def close(self) -> None:
+        """End every connection and remove what was sent to the host."""
+        self._open.close()
+
+
+class TargetRun:
+    """One target of a run."""
+
+    def __init__(self, run: GateRun, target: Target) -> None:
+        self.run = run
+        self.target = target
+        clone = run.clone(target.repo)
+        self._clone_on_host = clone_on_host(run.settings, target.repo) or str(clone)
+        self.settings = _with_compose_folder(run.settings, self._clone_on_host)
+        self.facts: dict[str, str] = {}
+        """What reports name this target's proof by: revision, image_id, container_id, engine_id."""
+
+    @property
+    def anchor(self) -> Anchor:
+        """The validated revision."""
+        return self.run.anchor(self.target.repo)
+
+    @once
+    def build(self) -> Build:
+        """How the validated commit says it is built."""
+        bound = self.settings.timeouts.git
+        files = read_tree_files(
+            self.run.clone(self.target.repo), self.anchor.revision, is_compose_input, timeout=bound
+        )
+        return read_build(files, self.target, self.anchor.revision, timeout=bound)
+
+    @once
+    def production_before(self) -> Production:
+        """Production as it was when this target was first looked at."""
+        return self.read_production()
+
+    @once
+    def container_before(self) -> Container | None:
+        """The staging container as it was before the rebuild."""
+        return self.run.engine.read_container(self.target.staging.container)
+
+    @once
+    def rebuild(self) -> HookReport:
+        """Rebuild and restart staging from the validated revision, once per run, and return what the hook says."""
+        variables = staging_variables(
+            self.target, self.anchor, self.build, self.settings, clone=self._clone_on_host, run_id=self.run.run_id
+        )
+        # What was there before is observed before anything changes.
+        _ = self.production_before, self.container_before
+        return self._call("--build-staging", variables, _build_bound(self.settings))
+
+    def verify(
+        self, expected_revision: str, expected_image: ImageId | None, *, source_image: str | None = None
+    ) -> HookReport:
+        """Ask the hook whether it would promote; nothing changes. `source_image` is the staging reference by default."""
+        variables = self._promotion(expected_revision, expected_image)
+        if source_image is not None:
+            variables["SOURCE_IMAGE"] = source_image
+        return self._call("--verify", variables, _look_bound(self.settings))
+
+    def promote(self, expected_image: ImageId) -> HookReport:
+        """Promote the proven image of the validated revision to production."""
+        variables = self._promotion(self.anchor.revision.hex, expected_image)
+        return self._call("--promote", variables, _build_bound(self.settings))
+
+    def promotion(self, expected_revision: str) -> dict[str, str]:
+        """Return the variables of a promotion that only the revision binds."""
+        return self._promotion(expected_revision, None)
+
+    def read_staging_container(self) -> Container | None:
+        """Return the staging container as it is now."""
+        return self.run.engine.read_container(self.target.staging.container)
+
+    def read_production(self) -> Production:
+        """Return production as it is now."""
+        return self.run.engine.read_production(
+            self.target.prod, self.target.prod_image, self.settings.host.repo_path
+        )
+
+    def run_staging_check(self, container: Container) -> CheckResult:
+        """Run the staging check in a running container."""
+        argv = self.target.staging.check_argv()
+        return self.run.engine.run_in_container(container.id, argv, timeout=self.settings.timeouts.check)
+
+    def read_compose_configuration(self) -> bytes:
+        """Return the compose folder's configuration as compose on the host resolves it, in YAML."""
+        host = self.settings.host
+        config = [f"DOCKER_CONFIG={host.docker_config}"] if host.docker_config else []
+        folder = ["--project-directory", host.repo_path, "--profile", self.target.staging.profile]
+        argv = ["env", "-C", host.repo_path, *config, "docker", "compose", *folder, "config"]
+        done = self.run.host.run(argv, timeout=self.settings.timeouts.inspect)
+        if done.status != 0:
+            said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
+            raise EvidenceError(f"compose cannot resolve {host.repo_path} on {self.run.host.name}; it said: {said[0]}")
+        return done.stdout
+
+    def _promotion(self, expected_revision: str, expected_image: ImageId | None) -> dict[str, str]:
+        return promotion_variables(
+            self.target,
+            self.settings,
+            run_id=self.run.run_id,
+            expected_revision=expected_revision,
+            expected_image=expected_image,
+        )
+
+    def _call(self, mode: str, variables: dict[str, str], bound: float) -> HookReport:
+        return self.run.hook.call(mode, variables, timeout=bound, on_line=speaker(self.run.progress))
+
+
+def _look_bound(settings: Settings) -> float:
+    """The bound of one call of the hook that only looks, in seconds."""
+    return settings.timeouts.inspect * _LOOKS_PER_CALL
+
+
+def _build_bound(settings: Settings) -> float:
+    """The bound of one call of the hook that builds or restarts, in seconds."""
+    bounds = settings.timeouts
+    return bounds.git + bounds.build + bounds.health + bounds.check + settings.settle + _look_bound(settings)
+
+
+def gate_bound(settings: Settings) -> float:
+    """The sum of the bounds of everything that a complete gate does for one target, in seconds."""
+    return _build_bound(settings) + _HOOK_CALLS_PER_GATE * _look_bound(settings)
+
+
+def is_compose_input(path: str) -> bool:
+    """Say whether compose may read this file of a commit: YAML and env files."""
+    name = path.rsplit("/", 1)[-1]
+    return name.endswith((".yaml", ".yml", ".env")) or name.startswith(".env")
+
+
+def speaker(progress: Progress) -> Callable[[str], None]:
+    """Return a listener that tells the hook's announced steps from the output of its commands."""
+    prefix = "imagefresh: step: "
+
+    def on_line(line: str) -> None:
+        if line.startswith(prefix):
+            progress.step(line.removeprefix(prefix))
+        else:
+            progress.line(line)
+
+    return on_line
+
+
+def _with_compose_folder(settings: Settings, clone: str) -> Settings:
+    """Fill in the compose folder where the settings leave it to the clone."""
+    if settings.host.repo_path:
+        return settings
+    return msgspec.structs.replace(settings, host=msgspec.structs.replace(settings.host, repo_path=clone))

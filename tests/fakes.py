@@ -1,0 +1,208 @@
+"""A Docker host that exists only in memory: the same interface as the adapters, and a world that they look at and change.
+
+Used where the plugin is tested and no engine is needed. The world's `faults` make its hook lie or fail.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+from pytest_imagefresh.core.errors import EvidenceError
+from pytest_imagefresh.core.evidence import CheckResult, Container, HookReport, Image, Port, Production
+from pytest_imagefresh.core.identity import ContainerId, ImageId
+from pytest_imagefresh.core.settings import Prod
+
+
+def digest(text: str) -> str:
+    """Return 64 hex characters that stand for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def image(revision: str, salt: str = "") -> Image:
+    """Return an image labelled with a revision."""
+    return Image(ImageId(f"sha256:{digest(revision + salt)}"), revision)
+
+
+@dataclass
+class World:
+    """Images by ID and by reference, containers by name, and what goes wrong."""
+
+    port: int
+    tree: str
+    faults: frozenset[str] = frozenset()
+    images: dict[str, Image] = field(default_factory=dict)
+    containers: dict[str, Container] = field(default_factory=dict)
+    calls: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    built: int = 0
+
+    def add(self, found: Image, *references: str) -> Image:
+        """Keep an image under its ID and references."""
+        for name in (found.id.digest, *references):
+            self.images[name] = found
+        return found
+
+    def start(self, name: str, found: Image, port: int) -> Container:
+        """Replace the container of that name."""
+        self.built += 1
+        container = Container(
+            id=ContainerId(digest(f"{name} {self.built}")),
+            name=name,
+            image_id=found.id,
+            status="running",
+            health="",
+            started_at=f"2026-01-02T03:04:{self.built:02d}Z",
+            restart_count=0,
+            network_mode="default",
+            ports=(Port("8000/tcp", "127.0.0.1", port),),
+        )
+        self.containers[name] = container
+        return container
+
+
+class FakeEngine:
+    """The interface of adapters.engine.Engine over a world."""
+
+    id = "FAKE:ENGINE"
+    client = None
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def read_image(self, name: str) -> Image | None:
+        if "engine-down" in self.world.faults:
+            raise EvidenceError("engine unix:///fake.sock does not answer; start it")
+        return self.world.images.get(name)
+
+    def read_container(self, name: str) -> Container | None:
+        found = [each for each in self.world.containers.values() if name in (each.name, each.id.hex)]
+        return found[0] if found else None
+
+    def read_production(self, prod: Prod, prod_image: str, repo_path: str) -> Production:
+        containers = tuple(each for each in self.world.containers.values() if each.name == prod.service)
+        tagged = self.world.images.get(prod_image)
+        return Production(containers, tagged.id if tagged else None)
+
+    def run_in_container(self, container_id: ContainerId, argv: Sequence[str], *, timeout: float) -> CheckResult:
+        return CheckResult(1 if "check-fails" in self.world.faults else 0, b"checked\n")
+
+    @contextmanager
+    def unlabelled_image(self, name: str) -> Iterator[ImageId]:
+        found = self.world.add(Image(ImageId(f"sha256:{digest(name)}"), ""), name)
+        yield found.id
+        del self.world.images[name], self.world.images[found.id.digest]
+
+    def close(self) -> None:
+        pass
+
+
+class FakeHost:
+    """The part of adapters.host.Host that gate tests reach."""
+
+    name = "fake"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def reach(self, port: int) -> tuple[str, int]:
+        return "127.0.0.1", self.world.port
+
+    def engine_socket(self) -> str:
+        return "/fake.sock"
+
+    def close(self) -> None:
+        pass
+
+
+class FakeHook:
+    """The interface of adapters.hook.InstalledHook, acting on a world."""
+
+    path = "/fake/deploy-hook.sh"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def call(
+        self, mode: str, variables: Mapping[str, str], *, timeout: float, on_line: Callable[[str], None] | None = None
+    ) -> HookReport:
+        self.world.calls.append((mode, dict(variables)))
+        if "hook-unknown" in self.world.faults:
+            raise EvidenceError("the hook could not find out: the engine does not answer")
+        if mode == "--build-staging":
+            return self._build(variables)
+        return self._verify(mode, variables)
+
+    def _build(self, variables: Mapping[str, str]) -> HookReport:
+        revision = variables["GIT_SHA"]
+        base = HookReport("--build-staging", 1, False, "refused", "build-failed", "the build failed: no space left")
+        if "build-fails" in self.world.faults:
+            return base
+        found = image("2" * 40) if "stale-image" in self.world.faults else image(revision)
+        if "perfect-json" in self.world.faults:
+            return self._built(revision, found.id.digest, digest("no such container"))
+        self.world.add(found, variables["TARGET_IMAGE"])
+        container = self.world.start(variables["STAGING_CONTAINER"], found, int(variables["TARGET_PORT"]))
+        if "other-image-runs" in self.world.faults:
+            self.world.containers[container.name] = replace(container, image_id=ImageId("sha256:" + "e" * 64))
+        if "touches-production" in self.world.faults:
+            self.world.start("shop", found, 8500)
+        return self._built(revision, found.id.digest, container.id.hex)
+
+    def _built(self, revision: str, image_id: str, container_id: str) -> HookReport:
+        return HookReport(
+            mode="--build-staging",
+            exit_status=0,
+            ok=True,
+            kind="done",
+            cause="",
+            reason="rebuilt",
+            revision=revision,
+            tree=self.world.tree,
+            image_id=image_id,
+            container_id=container_id,
+            engine_id=FakeEngine.id,
+            check=CheckResult(1 if "check-fails" in self.world.faults else 0, b"checked\n"),
+        )
+
+    def _verify(self, mode: str, variables: Mapping[str, str]) -> HookReport:
+        found = self.world.images[variables["SOURCE_IMAGE"]]
+        cause = self._cause(variables["EXPECTED_REVISION"], found)
+        if "accepts-everything" in self.world.faults or (not cause and "refuses-everything" not in self.world.faults):
+            return HookReport(mode, 0, True, "done", "", "would promote", found.revision_label, "", found.id.digest)
+        return HookReport(mode, 1, False, "refused", cause or "frozen", f"refused: {cause}")
+
+    @staticmethod
+    def _cause(expected: str, found: Image) -> str:
+        if not expected:
+            return "revision-empty"
+        if not found.revision_label:
+            return "revision-missing"
+        return "" if found.revision_label == expected else "revision-mismatch"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def serving() -> Iterator[int]:
+    """Serve HTTP 200 on a port of 127.0.0.1; yield the port."""
+    server = HTTPServer(("127.0.0.1", 0), _Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
