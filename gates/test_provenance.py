@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_imagefresh.core.evidence import Container, Image, Production
+from pytest_imagefresh.core.identity import ImageId, Revision
+from pytest_imagefresh.core.settings import Target
 from pytest_imagefresh.core.verdict import (
     check_accepted,
     check_anchor,
@@ -12,53 +15,65 @@ from pytest_imagefresh.core.verdict import (
     check_refused,
     check_same_container,
 )
+from pytest_imagefresh.fixtures import AskHook, Prove
+from pytest_imagefresh.run import TargetRun
 
 
 @pytest.mark.link("LABEL")
-def test_image_carries_validated_revision(prove, staging_image, validated_revision):
+def test_image_carries_validated_revision(prove: Prove, staging_image: Image, validated_revision: Revision) -> None:
     """The image's own revision label is the validated revision."""
     prove(check_label(staging_image, validated_revision))
 
 
 @pytest.mark.link("ACCEPTS")
-def test_hook_accepts_this_image(prove, hook, staging_image, validated_revision):
+def test_hook_accepts_this_image(
+    prove: Prove, hook: AskHook, staging_image: Image, validated_revision: Revision
+) -> None:
     """The installed hook would promote exactly this image."""
     prove(check_accepted(hook(validated_revision.hex, staging_image.id), staging_image.id))
 
 
 @pytest.mark.link("REFUSES_WRONG")
-def test_hook_refuses_wrong_revision(prove, hook, staging_image, validated_revision):
+def test_hook_refuses_wrong_revision(
+    prove: Prove, hook: AskHook, staging_image: Image, validated_revision: Revision
+) -> None:
     """Told to expect another commit, the installed hook refuses this image."""
     report = hook(validated_revision.other().hex, staging_image.id)
     prove(check_refused(report, "a wrong revision", {"revision-mismatch"}, staging_image.id))
 
 
 @pytest.mark.link("REFUSES_EMPTY")
-def test_hook_refuses_empty_revision(prove, hook, staging_image):
+def test_hook_refuses_empty_revision(prove: Prove, hook: AskHook, staging_image: Image) -> None:
     """Told to expect an empty revision, the installed hook refuses this image."""
     prove(check_refused(hook("", staging_image.id), "an empty revision", {"revision-empty"}, staging_image.id))
 
 
 @pytest.mark.link("REFUSES_UNLABELLED")
-def test_hook_refuses_unlabelled_image(prove, hook, unlabelled_image, staging_image, validated_revision):
+def test_hook_refuses_unlabelled_image(
+    prove: Prove, hook: AskHook, unlabelled_image: ImageId, staging_image: Image, validated_revision: Revision
+) -> None:
     """An image without revision label is refused, although its ID is the expected one."""
     report = hook(validated_revision.hex, unlabelled_image, source_image=unlabelled_image.digest)
     prove(check_refused(report, "an unlabelled image", {"revision-missing"}, staging_image.id))
 
 
 @pytest.mark.link("SAME_CONTAINER")
-def test_container_is_still_the_same(prove, target_run, staging_container, staging_image):
+def test_container_is_still_the_same(
+    prove: Prove, target_run: TargetRun, staging_container: Container, staging_image: Image
+) -> None:
     """At the end, what runs in staging is what ran at the beginning, without a restart."""
     prove(check_same_container(staging_container, target_run.read_staging_container(), staging_image.id))
 
 
 @pytest.mark.link("ANCHOR_HOLDS")
-def test_branch_is_still_at_validated_revision(prove, target_run, target):
+def test_branch_is_still_at_validated_revision(prove: Prove, target_run: TargetRun, target: Target) -> None:
     """At the end, the branch still points to the validated revision."""
     prove(check_anchor(target_run.anchor, target_run.run.read_anchor(target.repo)))
 
 
 @pytest.mark.link("PRODUCTION")
-def test_production_is_untouched(prove, target_run, production_before, staging_image):
+def test_production_is_untouched(
+    prove: Prove, target_run: TargetRun, production_before: Production, staging_image: Image
+) -> None:
     """At the end, production is what it was at the beginning: containers, start times, image."""
     prove(check_production_untouched(production_before, target_run.read_production(), staging_image.id))

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_imagefresh.core.evidence import Answer, CheckResult, Container, HookReport, Image
+from pytest_imagefresh.core.settings import Target
 from pytest_imagefresh.core.tap import read_tap
 from pytest_imagefresh.core.verdict import check_container, check_port, check_rebuilt, check_staging_check
+from pytest_imagefresh.fixtures import Prove
+from pytest_imagefresh.run import TargetRun
 
 
 @pytest.mark.link("REBUILT")
-def test_staging_is_rebuilt_from_validated_revision(prove, target_run, rebuild, staging_image):
+def test_staging_is_rebuilt_from_validated_revision(
+    prove: Prove, target_run: TargetRun, rebuild: HookReport, staging_image: Image
+) -> None:
     """The hook built this commit's tree into this image, on this engine, and started a new container."""
     engine = target_run.run.engine.id
     prove(check_rebuilt(rebuild, target_run.anchor, staging_image, target_run.container_before, engine))
 
 
 @pytest.mark.link("CONTAINER")
-def test_container_runs_built_image(prove, staging_container, staging_image):
+def test_container_runs_built_image(prove: Prove, staging_container: Container, staging_image: Image) -> None:
     """The staging container runs exactly the image that was built, and has not been restarted."""
     prove(check_container(staging_container, staging_image.id))
 
 
 @pytest.mark.link("PORT")
-def test_container_answers_on_its_own_port(prove, target, staging_container, staging_answer):
+def test_container_answers_on_its_own_port(
+    prove: Prove, target: Target, staging_container: Container, staging_answer: Answer
+) -> None:
     """The staging port belongs to this container, and its health path says HTTP 200."""
     prove(check_port(staging_container, target.staging.port, staging_answer))
 
 
 @pytest.mark.link("CHECK")
-def test_staging_check_passed(prove, target, staging_check, staging_image):
+def test_staging_check_passed(
+    prove: Prove, target: Target, staging_check: CheckResult | None, staging_image: Image
+) -> None:
     """The staging check ran inside the container and everything in it is ok."""
     tap = read_tap(staging_check.output) if staging_check and target.staging.check_format == "tap" else None
     prove(check_staging_check(staging_check, tap, staging_image.id))

@@ -57,20 +57,23 @@ def provenance_verdict(expected: str, observed: str) -> tuple[bool, str]:
 
 
 def image_revision(image: str, ssh_target: str | None = None) -> str:
-    """Return an image's revision label, or "". `ssh_target` is the Docker host where it is not the one of the settings."""
+    """Return an image's revision label, or "". `ssh_target` names another Docker host than the settings do."""
     try:
         settings = _settings()
         target = settings.host if ssh_target is None else msgspec.structs.replace(settings.host, ssh=ssh_target)
-        with closing(connect(target, settings.timeouts)) as host:
-            with closing(connect_engine(host.engine_socket(), timeout=settings.timeouts.inspect)) as engine:
-                found = engine.read_image(image)
+        bound = settings.timeouts.inspect
+        with (
+            closing(connect(target, settings.timeouts)) as host,
+            closing(connect_engine(host.engine_socket(), timeout=bound)) as engine,
+        ):
+            found = engine.read_image(image)
         return Revision(found.revision_label).hex if found else ""
     except Exception:
         return ""
 
 
 def rebuild_staging_image(repo: str, branch: str, revision: str) -> tuple[bool, str]:
-    """Rebuild and restart staging from `revision`, which must be the branch's validated one; say whether that worked, and why."""
+    """Rebuild staging from `revision`, which must be the branch's validated one; say whether that worked, and why."""
     try:
         with _run(branch) as run:
             expected = run.anchor(repo).revision
@@ -105,7 +108,8 @@ def check_staging_image_fresh(repo: str, work_item_id: str, branch: str) -> tupl
 def build_deploy_command(repo: str, branch: str) -> list[str]:
     """Return the promote call of the installed hook as argv, for a caller's own ssh.
 
-    Where the gate applies and the revision cannot be resolved, EXPECTED_REVISION is set but empty: the hook refuses that.
+    Where the gate applies and the revision cannot be resolved, EXPECTED_REVISION is set but empty, which
+    the hook refuses.
     """
     revision = expected_revision(repo, branch)
     expected = revision if image_freshness_applies(repo) else None

@@ -13,7 +13,8 @@ import click
 
 if TYPE_CHECKING:
     from pytest_imagefresh.core.evidence import HookReport
-    from pytest_imagefresh.core.settings import Configuration, Target
+    from pytest_imagefresh.core.layers import Configuration
+    from pytest_imagefresh.core.settings import Target
     from pytest_imagefresh.run import GateRun
 
 _REPO = click.option("--repo", required=True, metavar="NAME", help="The repo whose targets are meant.")
@@ -22,7 +23,11 @@ _REVISION = click.option(
     "--gate-revision", default="", metavar="SHA", help="The full commit ID that was validated; must equal the branch's."
 )
 _CONFIG = click.option(
-    "--gate-config", default=None, metavar="FILE", type=click.Path(path_type=Path), help="Settings; default: imagefresh.toml here."
+    "--gate-config",
+    default=None,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Settings; default: imagefresh.toml here.",
 )
 
 
@@ -84,7 +89,8 @@ def _promote_target(run: GateRun, target: Target) -> HookReport:
     image = find_proven_image(run.rootdir, target.repo, target.name, revision)
     if image is None:
         raise Refused(
-            f"no complete gate of {target.name} at {revision}; run: pytest gates/ --repo {target.repo} --branch {run.branch}"
+            f"no complete gate of {target.name} at {revision}; "
+            f"run: pytest gates/ --repo {target.repo} --branch {run.branch}"
         )
     return TargetRun(run, target).promote(image)
 
@@ -131,7 +137,9 @@ def _show_reports(reports: list[tuple[Target, HookReport]]) -> None:
     table = Table("target", "outcome", "revision", "image ID", "reason")
     for target, report in reports:
         outcome = "promoted" if report.ok else report.kind
-        table.add_row(target.name, outcome, report.revision[:12], report.image_id.removeprefix("sha256:")[:12], report.reason)
+        table.add_row(
+            target.name, outcome, report.revision[:12], report.image_id.removeprefix("sha256:")[:12], report.reason
+        )
     Console().print(table)
 
 

@@ -25,6 +25,9 @@ from pytest_imagefresh.run import TargetRun
 if TYPE_CHECKING:
     import docker
 
+Prove = Callable[[Verdict], None]
+AskHook = Callable[..., HookReport]
+
 PROOFS: pytest.StashKey[list[Proof]] = pytest.StashKey()
 
 _POLL_SECONDS = 0.05
@@ -46,7 +49,7 @@ def target_run(target: Target, request: pytest.FixtureRequest) -> TargetRun:
 
 
 @pytest.fixture
-def prove(request: pytest.FixtureRequest, target: Target) -> Callable[[Verdict], None]:
+def prove(request: pytest.FixtureRequest, target: Target) -> Prove:
     """Return the function that ends a gate test: it raises Refused, or records the proof of the test's link."""
 
     def record(verdict: Verdict) -> None:
@@ -54,7 +57,12 @@ def prove(request: pytest.FixtureRequest, target: Target) -> Callable[[Verdict],
         marker = request.node.get_closest_marker("link")
         if marker is not None:
             proof = Proof(
-                target.name, Link.named(marker.args[0]), str(subject), verdict.reason, verdict.expected, verdict.observed
+                target.name,
+                Link.named(marker.args[0]),
+                str(subject),
+                verdict.reason,
+                verdict.expected,
+                verdict.observed,
             )
             request.node.stash.setdefault(PROOFS, []).append(proof)
 
@@ -83,7 +91,7 @@ def rebuild(
     validated_revision: Revision,  # noqa: ARG001
     production_before: Production,  # noqa: ARG001
 ) -> HookReport | None:
-    """What the hook says about its rebuild of staging, done once; None in a run with --gate-reuse, which rebuilds nothing."""
+    """What the hook says about its rebuild of staging, done once; None with --gate-reuse, which rebuilds nothing."""
     return None if request.config.stash[GATE].reuse else target_run.rebuild
 
 
@@ -93,7 +101,9 @@ def staging_image(target_run: TargetRun, target: Target, rebuild: HookReport | N
     name = target.image if rebuild is None else _rebuilt(rebuild).image_id
     image = target_run.run.engine.read_image(name)
     if image is None:
-        raise Refused(f"the engine has no image {name or 'at all'} for staging; rebuild it: run the gate without --gate-reuse")
+        raise Refused(
+            f"the engine has no image {name or 'at all'} for staging; rebuild it: run the gate without --gate-reuse"
+        )
     target_run.facts["image_id"] = image.id.digest
     return image
 
@@ -118,7 +128,10 @@ def staging_url(target_run: TargetRun, target: Target, staging_container: Contai
 
 @pytest.fixture(scope="session")
 def staging_answer(
-    target_run: TargetRun, target: Target, staging_container: Container, docker_services: Services  # noqa: ARG001
+    target_run: TargetRun,
+    target: Target,
+    staging_container: Container,  # noqa: ARG001
+    docker_services: Services,
 ) -> Answer:
     """What staging's health path answers: HTTP 200 as soon as it does, else the last thing it said within the bound."""
     address, port = target_run.run.host.reach(target.staging.port)
@@ -138,7 +151,9 @@ def staging_answer(
 
 
 @pytest.fixture(scope="session")
-def staging_check(target_run: TargetRun, rebuild: HookReport | None, staging_container: Container) -> CheckResult | None:
+def staging_check(
+    target_run: TargetRun, rebuild: HookReport | None, staging_container: Container
+) -> CheckResult | None:
     """The end of the staging check: the one that ran during the rebuild; with --gate-reuse one that runs now."""
     if rebuild is None:
         return target_run.run_staging_check(staging_container)
@@ -157,10 +172,11 @@ def staging_exec(target_run: TargetRun, staging_container: Container) -> Callabl
 
 
 @pytest.fixture(scope="session")
-def hook(target_run: TargetRun) -> Callable[..., HookReport]:
+def hook(target_run: TargetRun) -> AskHook:
     """Return the function that asks the installed hook whether it would promote.
 
-    Called with the expected revision as text, the expected image ID or None, and optionally `source_image`; nothing changes.
+    Called with the expected revision as text, the expected image ID or None, and optionally `source_image`. Nothing
+    changes.
     """
     return target_run.verify
 

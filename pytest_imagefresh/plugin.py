@@ -63,7 +63,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         metavar="DIR",
         dest="gate_evidence",
-        help="where the evidence is written; default: .imagefresh/<repo>/<run id> in the rootdir, the last 20 runs kept",
+        help="where the evidence is written; "
+        "default: .imagefresh/<repo>/<run id> in the rootdir, the last 20 runs kept",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -21,7 +22,8 @@ class TerminalProgress:
         if terminal is None:
             return
         elapsed = time.monotonic() - self._begun
-        with self._capture_disabled():
+        capture = self._config.pluginmanager.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
             terminal.ensure_newline()
             terminal.write_line(f"imagefresh {elapsed:7.1f} s  {text}")
 

@@ -22,6 +22,9 @@ from pytest_imagefresh.core.evidence import Anchor, CheckResult, Container, Hook
 from pytest_imagefresh.core.identity import BranchName, ImageId, RepoName, RunId
 from pytest_imagefresh.core.settings import Build, Settings, Target, clone_on_host
 
+_STEP = "imagefresh: step: "
+"""How the hook announces a step."""
+
 _LOOKS_PER_CALL = 20
 """How many bounded looks at engine and lock one call of the hook takes at most, beside its long steps."""
 
@@ -51,7 +54,7 @@ class Silent:
 _Value = TypeVar("_Value")
 
 
-class once(Generic[_Value]):  # noqa: N801 - it reads like cached_property, which it is but for what it does with errors
+class once(Generic[_Value]):
     """An attribute computed on first use. What could not be found out is not tried again: its error is kept, too."""
 
     def __init__(self, compute: Callable[[Any], _Value]) -> None:
@@ -155,6 +158,8 @@ class TargetRun:
         self.settings = _with_compose_folder(run.settings, self._clone_on_host)
         self.facts: dict[str, str] = {}
         """What reports name this target's proof by: revision, image_id, container_id, engine_id."""
+        self.hook_log: list[str] = []
+        """Everything that the hook said in this run, line by line."""
 
     @property
     def anchor(self) -> Anchor:
@@ -165,9 +170,7 @@ class TargetRun:
     def build(self) -> Build:
         """How the validated commit says it is built."""
         bound = self.settings.timeouts.git
-        files = read_tree_files(
-            self.run.clone(self.target.repo), self.anchor.revision, is_compose_input, timeout=bound
-        )
+        files = read_tree_files(self.run.clone(self.target.repo), self.anchor.revision, is_compose_input, timeout=bound)
         return read_build(files, self.target, self.anchor.revision, timeout=bound)
 
     @once
@@ -193,7 +196,7 @@ class TargetRun:
     def verify(
         self, expected_revision: str, expected_image: ImageId | None, *, source_image: str | None = None
     ) -> HookReport:
-        """Ask the hook whether it would promote; nothing changes. `source_image` is the staging reference by default."""
+        """Ask the hook whether it would promote; nothing changes. Default of `source_image`: the staging reference."""
         variables = self._promotion(expected_revision, expected_image)
         if source_image is not None:
             variables["SOURCE_IMAGE"] = source_image
@@ -214,9 +217,7 @@ class TargetRun:
 
     def read_production(self) -> Production:
         """Return production as it is now."""
-        return self.run.engine.read_production(
-            self.target.prod, self.target.prod_image, self.settings.host.repo_path
-        )
+        return self.run.engine.read_production(self.target.prod, self.target.prod_image, self.settings.host.repo_path)
 
     def run_staging_check(self, container: Container) -> CheckResult:
         """Run the staging check in a running container."""
@@ -245,7 +246,16 @@ class TargetRun:
         )
 
     def _call(self, mode: str, variables: dict[str, str], bound: float) -> HookReport:
-        return self.run.hook.call(mode, variables, timeout=bound, on_line=speaker(self.run.progress))
+        self.hook_log.append(f"=== {mode}")
+        return self.run.hook.call(mode, variables, timeout=bound, on_line=self._listen)
+
+    def _listen(self, line: str) -> None:
+        """Keep one line of the hook's speech; tell an announced step from the output of its commands."""
+        self.hook_log.append(line)
+        if line.startswith(_STEP):
+            self.run.progress.step(line.removeprefix(_STEP))
+        else:
+            self.run.progress.line(line)
 
 
 def _look_bound(settings: Settings) -> float:
@@ -268,19 +278,6 @@ def is_compose_input(path: str) -> bool:
     """Say whether compose may read this file of a commit: YAML and env files."""
     name = path.rsplit("/", 1)[-1]
     return name.endswith((".yaml", ".yml", ".env")) or name.startswith(".env")
-
-
-def speaker(progress: Progress) -> Callable[[str], None]:
-    """Return a listener that tells the hook's announced steps from the output of its commands."""
-    prefix = "imagefresh: step: "
-
-    def on_line(line: str) -> None:
-        if line.startswith(prefix):
-            progress.step(line.removeprefix(prefix))
-        else:
-            progress.line(line)
-
-    return on_line
 
 
 def _with_compose_folder(settings: Settings, clone: str) -> Settings:

@@ -42,7 +42,9 @@ def main() -> int:
         copy.remove()
         ports.release()
     console.print(table)
-    console.print(f"JUnit reports: {DEMO}/gate-1.xml, {DEMO}/gate-2.xml\nevidence:      {DEMO}/.imagefresh/orchestrator/")
+    console.print(
+        f"JUnit reports: {DEMO}/gate-1.xml, {DEMO}/gate-2.xml\nevidence:      {DEMO}/.imagefresh/orchestrator/"
+    )
     console.print(f"[green]The demo ended as it should, after {time.monotonic() - begun:.0f} s.[/green]")
     return 0
 
@@ -95,7 +97,9 @@ def imagefresh(command: str) -> None:
 
 def expect(status: int, *argv: str) -> None:
     """Run a command with its output visible; end the demo unless it ends with this exit status."""
-    console.print(f"[dim]$ {' '.join(Path(argv[0]).name if place == 0 else word for place, word in enumerate(argv))}[/dim]")
+    console.print(
+        f"[dim]$ {' '.join(Path(argv[0]).name if place == 0 else word for place, word in enumerate(argv))}[/dim]"
+    )
     observed = os.spawnv(os.P_WAIT, argv[0], list(argv))
     if observed != status:
         raise SystemExit(f"demo: {Path(argv[0]).name} ended with {observed}, expected {status}; see its output above")
@@ -108,7 +112,9 @@ def deploy_stale(copy: Orchestrator, promoted: str) -> None:
     console.print(f"the hook ended with {done.returncode}: [yellow]{reason[0]}[/yellow]")
     serving = ask(copy.prod_port, "/version")["revision"]
     if done.returncode != 1 or serving != promoted:
-        raise SystemExit(f"demo: expected a refusal and prod at {promoted}, observed exit {done.returncode} and {serving}")
+        raise SystemExit(
+            f"demo: expected a refusal and prod at {promoted}, observed exit {done.returncode} and {serving}"
+        )
     console.print(f"prod still serves {promoted[:12]}")
 
 

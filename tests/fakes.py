@@ -1,4 +1,4 @@
-"""A Docker host that exists only in memory: the same interface as the adapters, and a world that they look at and change.
+"""A Docker host that exists only in memory: the interface of the adapters, and a world that they see and change.
 
 Used where the plugin is tested and no engine is needed. The world's `faults` make its hook lie or fail.
 """
@@ -205,4 +205,3 @@ def serving() -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join()
-

@@ -40,7 +40,8 @@ class GateFolder:
         self.git("init", "-q", "-b", "work")
         self.revision = self.commit("one")
         (path / "imagefresh.toml").write_text(
-            'self_hosting_repo = "shop"\nrepos_dir = "repos"\nsettle = 0\n[host]\nssh = "local"\nrepo_path = "/srv/shop"\n'
+            'self_hosting_repo = "shop"\nrepos_dir = "repos"\nsettle = 0\n'
+            '[host]\nssh = "local"\nrepo_path = "/srv/shop"\n'
         )
         (path / "fake_host.py").write_text(FAKE_HOST)
         (path / "pytest.ini").write_text("[pytest]\n")
@@ -57,10 +58,16 @@ class GateFolder:
         return self.git("rev-parse", "HEAD")
 
     def gate(
-        self, *options: str, faults: Sequence[str] = (), tests: Sequence[str] = (str(ROOT / "gates"),), addopts: str = ""
+        self,
+        *options: str,
+        faults: Sequence[str] = (),
+        tests: Sequence[str] = (str(ROOT / "gates"),),
+        addopts: str = "",
     ) -> Ended:
         """Run a gate session of repo shop on branch work."""
-        return self.pytest(*tests, "--rootdir=.", "--repo", "shop", "--branch", "work", *options, faults=faults, addopts=addopts)
+        return self.pytest(
+            *tests, "--rootdir=.", "--repo", "shop", "--branch", "work", *options, faults=faults, addopts=addopts
+        )
 
     def pytest(self, *options: str, faults: Sequence[str] = (), addopts: str = "") -> Ended:
         """Run pytest in this folder."""
@@ -72,7 +79,18 @@ class GateFolder:
             FAKE_FAULTS=" ".join(faults),
             **({"PYTEST_ADDOPTS": addopts} if addopts else {}),
         )
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", "pytest.ini", "-p", "fake_host", *options]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-c",
+            "pytest.ini",
+            "-p",
+            "fake_host",
+            *options,
+        ]
         done = run(command, cwd=self.path, env=environment, check=False)
         return Ended(done.returncode, done.stdout + done.stderr)
 

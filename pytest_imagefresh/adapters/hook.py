@@ -40,14 +40,15 @@ class InstalledHook:
         return report
 
     def check_contract(self) -> None:
-        """Raise unless the hook speaks our contract version. Raises EvidenceError where it does not answer at all."""
+        """Raise Refused unless the hook speaks our contract version, EvidenceError where it does not answer at all."""
         done = self._host.run(hook_command(self.path, "--contract", {}), timeout=_CONTRACT_TIMEOUT)
         observed = done.stdout.decode(errors="replace").strip()
         if done.status in _NOT_FOUND:
             raise EvidenceError(f"no runnable hook at {self.path} on {self._host.name}; {_INSTALL}")
         if done.status != 0 or observed != VERSION:
             raise Refused(
-                f"the hook at {self.path} on {self._host.name} answers --contract with {observed[:80]!r} (exit {done.status}), "
+                f"the hook at {self.path} on {self._host.name} answers --contract with {observed[:80]!r} "
+                f"(exit {done.status}), "
                 f"expected {VERSION!r}; install the hook of this plugin's version"
             )
 
@@ -57,7 +58,7 @@ _INSTALL = 'install deploy-hook.sh there, correct host.hook, or set host.hook = 
 
 @contextmanager
 def bundled_hook(host: Host, script: Path, of: settings.Host, *, timeout: float) -> Iterator[str]:
-    """Send our own hook to the host, bound to the engine of the settings; yield its path there; remove it afterwards."""
+    """Send our own hook to the host, bound to the settings' engine; yield its path there, remove it at the end."""
     constants = {"ENGINE": of.docker_host, "DOCKER_CONFIG_DIR": of.docker_config}
     text = render_hook(script.read_text(encoding="utf-8"), constants)
     with host.put(text.encode(), timeout=timeout) as path:

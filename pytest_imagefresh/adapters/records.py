@@ -36,13 +36,15 @@ def write_text(folder: Path, name: str, text: str) -> Path:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        raise EvidenceError(f"evidence {path} could not be written: {error.strerror}; is the disk full or read-only?") from error
+        raise EvidenceError(
+            f"evidence {path} could not be written: {error.strerror}; is the disk full or read-only?"
+        ) from error
     return path
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Write the record of one target: what was proven, link by link, and whether that is complete."""
-    return write_text(folder, RECORD, json.dumps(record, indent=2) + "\n")
+def render(record: Mapping[str, Any]) -> str:
+    """Return the record of one target as text: what was proven, link by link, and whether that is complete."""
+    return json.dumps(record, indent=2) + "\n"
 
 
 def drop_old_runs(runs: Path, *, keep: int = KEPT_RUNS) -> None:
@@ -79,5 +81,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise EvidenceError(f"the record {path} cannot be read: {error}; remove its folder and run the gate again") from error
+        raise EvidenceError(
+            f"the record {path} cannot be read: {error}; remove its folder and run the gate again"
+        ) from error
     return record if isinstance(record, dict) else {}

@@ -104,10 +104,7 @@ class Ledger:
     def missing(self) -> list[str]:
         """Return what keeps the chain from being complete, one line each, in order."""
         lines = [
-            f"{target}: {link.value}"
-            for target in self.targets
-            for link in Link
-            if (target, link) not in self.proofs
+            f"{target}: {link.value}" for target in self.targets for link in Link if (target, link) not in self.proofs
         ]
         left_out = [f"left out: {name}" for name, outcome in self.outcomes.items() if outcome is Outcome.LEFT_OUT]
         return lines + left_out + ([] if self.targets else ["no target"])
@@ -117,14 +114,18 @@ class Ledger:
         return [target for target in self.targets if len(set(self._images(target))) > 1]
 
     def _images(self, target: str) -> Iterable[str]:
-        return (proof.subject for (name, _), proof in self.proofs.items() if name == target and proof.subject.startswith("sha256:"))
+        return (
+            proof.subject
+            for (name, _), proof in self.proofs.items()
+            if name == target and proof.subject.startswith("sha256:")
+        )
 
 
 def exit_status(pytest_status: int, ledger: Ledger, *, partial: bool) -> int:
     """Return the exit status of a gate session: pytest's own, raised where the chain says no, never lowered.
 
-    1. pytest's own interruption, internal error or usage error stays; 2. a known no is 1; 3. only evidence errors are 11;
-    4. a partial run ends with the status of what ran; 5. anything unproven is 10.
+    1. pytest's own interruption, internal error or usage error stays; 2. a known no is 1; 3. only evidence errors are
+    11; 4. a partial run ends with the status of what ran; 5. anything unproven is 10.
     """
     outcomes = set(ledger.outcomes.values())
     if pytest_status not in (0, 1):

@@ -108,7 +108,7 @@ def hook_command(hook: str, mode: str, variables: Mapping[str, str]) -> list[str
 
 
 def deploy_command(hook: str, variables: Mapping[str, str], expected_revision: str | None) -> list[str]:
-    """Return the promote call for a caller's own ssh. None leaves EXPECTED_REVISION unset, which is no provenance check."""
+    """Return the promote call for a caller's own ssh. None leaves EXPECTED_REVISION unset: no provenance check."""
     chosen = {name: value for name, value in variables.items() if name != "EXPECTED_REVISION"}
     if expected_revision is not None:
         chosen["EXPECTED_REVISION"] = expected_revision
@@ -116,7 +116,7 @@ def deploy_command(hook: str, variables: Mapping[str, str], expected_revision: s
 
 
 def parse_report(stdout: bytes, exit_status: int, mode: str) -> HookReport:
-    """Return the hook's report. Raises EvidenceError unless there is exactly one line, of this mode, that fits its status."""
+    """Return the hook's report. Raises EvidenceError unless there is one line, of this mode, that fits its status."""
     lines = [line for line in stdout.decode(errors="replace").splitlines() if line.strip()]
     if len(lines) != 1:
         raise EvidenceError(
@@ -127,10 +127,13 @@ def parse_report(stdout: bytes, exit_status: int, mode: str) -> HookReport:
         line = msgspec.json.decode(lines[0], type=_Line)
         output = base64.b64decode(line.check_output, validate=True)
     except (msgspec.DecodeError, binascii.Error) as error:
-        raise EvidenceError(f"the hook's {mode} printed no valid report: {error}; observed {lines[0][:200]!r}") from error
+        raise EvidenceError(
+            f"the hook's {mode} printed no valid report: {error}; observed {lines[0][:200]!r}"
+        ) from error
     if line.mode != mode or _STATUS_OF_KIND.get(line.kind) != exit_status or line.ok != (exit_status == 0):
         raise EvidenceError(
-            f"the hook's {mode} contradicts itself: exit {exit_status}, but it reports mode {line.mode}, ok {line.ok}, kind {line.kind}"
+            f"the hook's {mode} contradicts itself: exit {exit_status}, "
+            f"but it reports mode {line.mode}, ok {line.ok}, kind {line.kind}"
         )
     return HookReport(
         mode=line.mode,
@@ -156,9 +159,10 @@ def render_hook(script: str, constants: Mapping[str, str]) -> str:
     """
     for name, value in constants.items():
         if not re.fullmatch(r"[A-Za-z0-9_./:@%+=-]*", value):
-            raise EvidenceError(f"hook constant {name} cannot be {value!r}; expected plain characters of a path or address")
+            raise EvidenceError(
+                f"hook constant {name} cannot be {value!r}; expected plain characters of a path or address"
+            )
         script, count = re.subn(rf"(?m)^readonly {name}='[^'\n]*'$", f"readonly {name}='{value}'", script)
         if count != 1:
             raise EvidenceError(f"the hook has {count} lines for its constant {name}, expected 1")
     return script
-

@@ -15,7 +15,7 @@ class Refused(ImagefreshError):
 
 
 class EvidenceError(ImagefreshError):
-    """We could not find out: engine down, connection lost, bad JSON, timeout. Exit status 11; an error in the reports."""
+    """We could not find out: engine down, connection lost, timeout. Exit status 11; an error in the reports."""
 
 
 class ConfigError(ImagefreshError):

@@ -49,7 +49,7 @@ class TreeId:
 
 @dataclass(frozen=True)
 class ImageId:
-    """The engine's own `.Id` of an image: `sha256:` and 64 lowercase hex characters. Never a repo digest, never a tag."""
+    """The engine's own `.Id` of an image: `sha256:` and 64 lowercase hex characters. No repo digest, no tag."""
 
     digest: str
 

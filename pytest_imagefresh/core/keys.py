@@ -71,7 +71,8 @@ class Key:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value
+    """Say whether a value is a text that a program can be given: no NUL, no bytes that are no character."""
+    return isinstance(value, str) and not re.search("[\0\ud800-\udfff]", value)
 
 
 def _is_text_list(value: object) -> bool:

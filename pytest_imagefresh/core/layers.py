@@ -149,7 +149,7 @@ def _shown(value: object) -> str:
 
 def _dotted(path: _Path) -> str:
     """Return a path as one line, whatever its names hold."""
-    return ".".join(name if name.isprintable() else repr(name) for name in path)
+    return ".".join(name if name and name.isprintable() else repr(name) for name in path)
 
 
 def _refuse(path: _Path, problem: str, expected: str, source: str) -> NoReturn:

@@ -68,7 +68,7 @@ def all_of(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def check_provenance(expected: str, observed: str) -> Verdict:
-    """Accept when both are full revisions and equal. Takes raw text: the public API's `provenance_verdict` rests on it."""
+    """Accept when both texts are full revisions and equal."""
     try:
         wanted, seen = Revision(expected), Revision(observed)
     except EvidenceError as error:
@@ -103,7 +103,13 @@ def check_rebuilt(
             compare("the image that the hook built", report.image_id, image.id, image.id),
             compare("the commit that the hook built", anchor.revision, report.revision, image.id),
             compare("the tree that the hook built", anchor.tree, report.tree, image.id),
-            compare("the hook's engine", engine_id, report.engine_id, image.id, hint="two engines answer; pin host.docker_host"),
+            compare(
+                "the hook's engine",
+                engine_id,
+                report.engine_id,
+                image.id,
+                hint="two engines answer; pin host.docker_host",
+            ),
         ]
     )
 
@@ -120,8 +126,8 @@ def check_container(container: Container | None, expected: ImageId) -> Verdict:
     if container.status != "running" or container.restart_count or container.health == "unhealthy":
         state = f"{container.status} {container.health}".strip()
         return Verdict(
-            f"container {container.name} is {state} with {container.restart_count} restarts, expected running with none; "
-            f"look at: docker logs {container.name}",
+            f"container {container.name} is {state} with {container.restart_count} restarts, "
+            f"expected running with none; look at: docker logs {container.name}",
             None,
             "running, 0 restarts",
             f"{state}, {container.restart_count} restarts",
@@ -134,7 +140,9 @@ def check_same_container(first: Container, now: Container | None, expected: Imag
     verdict = check_container(now, expected)
     if now is None or not verdict:
         return verdict
-    same = compare("the staging container", f"{first.id} since {first.started_at}", f"{now.id} since {now.started_at}", expected)
+    same = compare(
+        "the staging container", f"{first.id} since {first.started_at}", f"{now.id} since {now.started_at}", expected
+    )
     return all_of([verdict, same])
 
 
@@ -147,7 +155,9 @@ def check_port(container: Container, port: int, answer: Answer) -> Verdict:
     if answer.status != 200:
         seen = f"HTTP {answer.status}" if answer.status else answer.problem or "no answer"
         return Verdict(f"{answer.url} answers {seen}, expected HTTP 200", None, "HTTP 200", seen)
-    return Verdict(f"container {container.name} answers HTTP 200 on port {port}", container.image_id, "HTTP 200", "HTTP 200")
+    return Verdict(
+        f"container {container.name} answers HTTP 200 on port {port}", container.image_id, "HTTP 200", "HTTP 200"
+    )
 
 
 def check_staging_check(result: CheckResult | None, tap: TapSummary | None, subject: ImageId) -> Verdict:
@@ -163,7 +173,9 @@ def check_staging_check(result: CheckResult | None, tap: TapSummary | None, subj
             f"exit status {result.exit_status}",
         )
     if tap is not None and tap.problem:
-        return Verdict(f"the staging check ended with 0, but its TAP says: {tap.problem}", None, "every test ok", tap.problem)
+        return Verdict(
+            f"the staging check ended with 0, but its TAP says: {tap.problem}", None, "every test ok", tap.problem
+        )
     seen = f"exit status 0, {tap.passed} tests ok" if tap is not None else "exit status 0"
     return Verdict(f"the staging check passed: {seen}", subject, "exit status 0", seen)
 
@@ -180,7 +192,9 @@ def describe_production(production: Production) -> str:
     """Return production in one line for people."""
     if not production.containers:
         return f"no container, prod image {production.image_id or 'not tagged'}"
-    rows = [f"{each.name} ({each.id.hex[:12]}, {each.status}, since {each.started_at})" for each in production.containers]
+    rows = [
+        f"{each.name} ({each.id.hex[:12]}, {each.status}, since {each.started_at})" for each in production.containers
+    ]
     return f"{', '.join(rows)}, prod image {production.image_id or 'not tagged'}"
 
 
@@ -195,7 +209,9 @@ def check_refused(report: HookReport, case: str, causes: Collection[str], subjec
     """Accept when the hook refused, with exit status 1, and for the cause that was put in front of it."""
     wanted = " or ".join(sorted(causes))
     if report.ok or report.exit_status == 0:
-        return Verdict(f"the hook would promote {case}; expected a refusal ({wanted}); replace the installed hook", None, wanted)
+        return Verdict(
+            f"the hook would promote {case}; expected a refusal ({wanted}); replace the installed hook", None, wanted
+        )
     if report.exit_status != 1 or report.kind != "refused" or report.cause not in causes:
         return Verdict(
             f"the hook answered {case} with exit {report.exit_status}, {report.kind}, {report.cause or 'no cause'}: "

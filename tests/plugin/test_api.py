@@ -82,7 +82,10 @@ def test_a_rebuild_of_another_revision_is_refused_before_anything_happens(folder
 
 
 def test_a_failed_gate_comes_back_as_a_no(folder: GateFolder) -> None:
-    settings(folder, 'self_hosting_repo = "shop"\nrepos_dir = "repos"\n[host]\nssh = "local"\ndocker_host = "unix:///no.sock"\n')
+    settings(
+        folder,
+        'self_hosting_repo = "shop"\nrepos_dir = "repos"\n[host]\nssh = "local"\ndocker_host = "unix:///no.sock"\n',
+    )
     ok, words = api.check_staging_image_fresh("shop", "ticket-1", "work")
     assert not ok
     assert words.startswith("gate of shop ended with 11, report ")
@@ -98,11 +101,18 @@ def no_clone(folder: GateFolder) -> None:
 
 
 def no_engine(folder: GateFolder) -> None:
-    settings(folder, 'self_hosting_repo = "shop"\nrepos_dir = "repos"\n[host]\nssh = "local"\ndocker_host = "unix:///no.sock"\n')
+    settings(
+        folder,
+        'self_hosting_repo = "shop"\nrepos_dir = "repos"\n[host]\nssh = "local"\ndocker_host = "unix:///no.sock"\n',
+    )
 
 
 def no_host(folder: GateFolder) -> None:
-    settings(folder, 'self_hosting_repo = "shop"\nrepos_dir = "repos"\nhost_repos_dir = "/r"\n[host]\nssh = "me@127.0.0.1:1"\nrepo_path = "/s"\n')
+    settings(
+        folder,
+        'self_hosting_repo = "shop"\nrepos_dir = "repos"\nhost_repos_dir = "/r"\n'
+        '[host]\nssh = "me@127.0.0.1:1"\nrepo_path = "/s"\n',
+    )
 
 
 def unreadable_folder(folder: GateFolder) -> None:
@@ -112,7 +122,9 @@ def unreadable_folder(folder: GateFolder) -> None:
 
 @pytest.mark.parametrize("break_it", [broken_settings, no_clone, no_engine, no_host, unreadable_folder])
 @pytest.mark.parametrize("work_item", ["ticket-1", "../x"])
-def test_no_failure_raises_or_says_yes(folder: GateFolder, break_it: Callable[[GateFolder], None], work_item: str) -> None:
+def test_no_failure_raises_or_says_yes(
+    folder: GateFolder, break_it: Callable[[GateFolder], None], work_item: str
+) -> None:
     break_it(folder)
     assert api.validated_revision("shop", "nosuch") == ""
     assert api.expected_revision("shop", "nosuch") == ""

@@ -1,0 +1,46 @@
+"""The gate under pytest-xdist: one run ID for all workers, and all items of one target on one worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from pytest_imagefresh.core.identity import RunId
+
+_RUN_ID = "imagefresh_run_id"
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Say whether this process is a worker of pytest-xdist: it proves, and the controller decides."""
+    return hasattr(config, "workerinput")
+
+
+def given_run_id(config: pytest.Config) -> RunId | None:
+    """Return the run ID that the controller chose, in a worker; None elsewhere."""
+    return RunId(config.workerinput[_RUN_ID]) if hasattr(config, "workerinput") else None
+
+
+def give_run_id(node: Any, run_id: RunId) -> None:
+    """Let a worker that is about to start know the run ID."""
+    node.workerinput[_RUN_ID] = run_id.text
+
+
+def scheduler(config: pytest.Config, log: Any, targets: Sequence[str]) -> Any:
+    """Return a scheduler that keeps all gate items of one target, in their order, on one worker."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class TargetScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            return target_of(nodeid, targets) or str(super()._split_scope(nodeid))
+
+    return TargetScheduling(config, log)
+
+
+def target_of(node_id: str, targets: Sequence[str]) -> str:
+    """Return the target that a node ID names among its parameters, the longest that fits, or ""."""
+    _, bracket, parameters = node_id.removesuffix("]").partition("[")
+    padded = f"-{parameters}-"
+    fitting = [name for name in targets if bracket and f"-{name}-" in padded]
+    return max(fitting, key=len, default="")
