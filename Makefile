@@ -1,0 +1,46 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.stamp
+PYTEST := $(PYTHON) -m pytest --timeout=300
+SHELL_SCRIPTS = $(wildcard scripts/*.sh hooks/*.sh hooks/lib/*.sh) .ci/run
+
+.PHONY: help venv lint test demo clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do printf '  make %-6s %s\n' "$$name" "$$what"; done
+
+venv: $(STAMP) ## the virtual environment in .venv
+
+$(STAMP): pyproject.toml scripts/make-venv.sh
+	scripts/make-venv.sh $(VENV)
+	touch $@
+
+lint: venv ## ruff (check and format), mypy --strict, shellcheck, shfmt
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(VENV)/bin/shellcheck -o all $(SHELL_SCRIPTS)
+	$(VENV)/bin/shfmt -i 2 -ci -d $(SHELL_SCRIPTS)
+
+test: lint ## lint, then every test; starts a private engine where there is none
+	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 sshd=openssh-server
+	$(PYTEST) -m "not docker" -n 2
+	scripts/engine.sh up
+	scripts/base-image.sh
+	$(PYTEST) -m docker
+
+demo: venv ## a gate, a promotion and a refusal on real parts
+	scripts/need.sh git=git curl=curl flock=util-linux
+	scripts/engine.sh up
+	$(PYTHON) scripts/demo.py
+
+clean: ## end the engine that was started here and remove everything that was made
+	scripts/base-image.sh remove
+	scripts/engine.sh down
+	rm -rf .venv .engine .demo .imagefresh .cache dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

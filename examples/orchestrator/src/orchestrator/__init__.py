@@ -1,0 +1,1 @@
+"""A small job runner behind HTTP: one process, the standard library only."""
