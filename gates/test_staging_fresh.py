@@ -6,7 +6,7 @@ import pytest
 
 from pytest_imagefresh.core.evidence import Answer, CheckResult, Container, HookReport, Image
 from pytest_imagefresh.core.settings import Target
-from pytest_imagefresh.core.tap import read_tap
+from pytest_imagefresh.core.tap import TapSummary
 from pytest_imagefresh.core.verdict import check_container, check_port, check_rebuilt, check_staging_check
 from pytest_imagefresh.fixtures import Prove
 from pytest_imagefresh.run import TargetRun
@@ -37,8 +37,7 @@ def test_container_answers_on_its_own_port(
 
 @pytest.mark.link("CHECK")
 def test_staging_check_passed(
-    prove: Prove, target: Target, staging_check: CheckResult | None, staging_image: Image
+    prove: Prove, staging_check: CheckResult | None, staging_tap: TapSummary | None, staging_image: Image
 ) -> None:
     """The staging check ran inside the container and everything in it is ok."""
-    tap = read_tap(staging_check.output) if staging_check and target.staging.check_format == "tap" else None
-    prove(check_staging_check(staging_check, tap, staging_image.id))
+    prove(check_staging_check(staging_check, staging_tap, staging_image.id))

@@ -18,6 +18,7 @@ from pytest_imagefresh.core.errors import ConfigError, EvidenceError, Refused
 from pytest_imagefresh.core.evidence import Answer, CheckResult, Container, HookReport, Image, Production
 from pytest_imagefresh.core.identity import ImageId, Revision
 from pytest_imagefresh.core.settings import Target
+from pytest_imagefresh.core.tap import TapSummary, read_tap
 from pytest_imagefresh.core.verdict import Verdict
 from pytest_imagefresh.plugin import GATE
 from pytest_imagefresh.run import TargetRun
@@ -158,6 +159,15 @@ def staging_check(
     if rebuild is None:
         return target_run.run_staging_check(staging_container)
     return _rebuilt(rebuild).check
+
+
+@pytest.fixture(scope="session")
+def staging_tap(target_run: TargetRun, target: Target, staging_check: CheckResult | None) -> TapSummary | None:
+    """The staging check's output as TAP; None where the check does not speak TAP or did not run."""
+    if staging_check is None or target.staging.check_format != "tap":
+        return None
+    target_run.tap = read_tap(staging_check.output)
+    return target_run.tap
 
 
 @pytest.fixture(scope="session")

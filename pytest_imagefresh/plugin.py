@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
@@ -79,14 +80,28 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[GATE] = start(config)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
-    """Raise the exit status of a session with --repo whose chain is not complete, however the session ended."""
-    status = yield
-    if not config.getoption("gate_repos") or hasattr(config, "workerinput"):
-        return status
-    gate = config.stash.get(GATE, None)
-    if gate is not None and gate.final_status is not None:
-        return gate.final_status
-    # The session never came to its end: --help, pytest.exit() while configuring, and the like.
-    return int(status) if isinstance(status, int) and status else 10
+@pytest.hookimpl(trylast=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Register the last word once the initial conftests are loaded: the newest wrapper is the outermost one."""
+    early_config.pluginmanager.register(LastWord(), "imagefresh-last-word")
+
+
+class LastWord:
+    """The outermost wrapper around the session."""
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_cmdline_main(self, config: pytest.Config) -> Generator[None, object, object]:
+        """Raise the exit status of a session with --repo that is not proven, however it ended; never lower it."""
+        try:
+            status = yield
+        except SystemExit as stop:
+            status = stop.code
+        if not config.getoption("gate_repos") or hasattr(config, "workerinput"):
+            return status
+        gate = config.stash.get(GATE, None)
+        number = int(status) if isinstance(status, int) else 1 if status else 0
+        if gate is None:
+            # Not even configured: --help and the like, or a refused option.
+            sys.stderr.write("" if number else "imagefresh: INCOMPLETE: no gate was run\n")
+            return number or 10
+        return gate.conclude(number)

@@ -21,6 +21,7 @@ from pytest_imagefresh.core.errors import EvidenceError, ImagefreshError, Refuse
 from pytest_imagefresh.core.evidence import Anchor, CheckResult, Container, HookReport, Production
 from pytest_imagefresh.core.identity import BranchName, ImageId, RepoName, RunId
 from pytest_imagefresh.core.settings import Build, Settings, Target, clone_on_host
+from pytest_imagefresh.core.tap import TapSummary
 
 _STEP = "imagefresh: step: "
 """How the hook announces a step."""
@@ -158,6 +159,8 @@ class TargetRun:
         self.settings = _with_compose_folder(run.settings, self._clone_on_host)
         self.facts: dict[str, str] = {}
         """What reports name this target's proof by: revision, image_id, container_id, engine_id."""
+        self.tap: TapSummary | None = None
+        """What the staging check said, where it speaks TAP."""
         self.hook_log: list[str] = []
         """Everything that the hook said in this run, line by line."""
 
@@ -206,6 +209,10 @@ class TargetRun:
         """Promote the proven image of the validated revision to production."""
         variables = self._promotion(self.anchor.revision.hex, expected_image)
         return self._call("--promote", variables, _build_bound(self.settings))
+
+    def tap_records(self) -> list[dict[str, str]]:
+        """Return the tests of the staging check as plain text fields, fit for a test report that crosses processes."""
+        return [{"name": test.name, "problem": test.problem} for test in (self.tap.tests if self.tap else ())]
 
     def promotion(self, expected_revision: str) -> dict[str, str]:
         """Return the variables of a promotion that only the revision binds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Generator, Iterable
 from pathlib import Path
 from types import ModuleType
@@ -12,22 +13,24 @@ from typing import Any
 import pytest
 from _pytest._code.code import ReprFileLocation, TerminalRepr
 from _pytest._io import TerminalWriter
-from _pytest.junitxml import xml_key
 
-from pytest_imagefresh import docker_fixtures, fixtures, summary, workers
+from pytest_imagefresh import docker_fixtures, fixtures, junit, summary, workers
 from pytest_imagefresh.adapters import records
 from pytest_imagefresh.adapters.configuration import load_configuration
 from pytest_imagefresh.adapters.git import parse_gate_revision
 from pytest_imagefresh.core.chain import ORDER, ExitStatus, Ledger, Link, Outcome, Proof, exit_status
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError, ImagefreshError
 from pytest_imagefresh.core.identity import RepoName
+from pytest_imagefresh.core.inventory import declared_tests, shadowed
 from pytest_imagefresh.core.layers import Configuration
 from pytest_imagefresh.core.settings import Target, applies, targets_for
 from pytest_imagefresh.progress import TerminalProgress
 from pytest_imagefresh.run import GateRun, TargetRun, gate_bound
+from pytest_imagefresh.weakening import typed, weaknesses
 
 _PARTIAL_SWITCHES = ("--gate-partial", "--gate-reuse")
 _BACKSTOP_SECONDS = 60
+_TEST_FILES = ("test_*.py", "*_test.py")
 _SHIPPED_GATES = ("test_staging_fresh.py", "test_provenance.py")
 
 
@@ -37,6 +40,7 @@ def start(config: pytest.Config) -> GateSession:
         session = GateSession(config)
     except ConfigError as error:
         raise pytest.UsageError(f"imagefresh: {error}") from error
+    junit.remove_old(config)
     config.pluginmanager.register(session, "imagefresh-session")
     config.pluginmanager.register(fixtures, "imagefresh-fixtures")
     return session
@@ -50,8 +54,8 @@ class GateSession:
         self.configuration = _load(config)
         self.final_status: int | None = None
         """What the session ends with; None until it has come to its end."""
-        self.reuse = _typed(config, "--gate-reuse")
-        self.partial = any(_typed(config, switch) for switch in _PARTIAL_SWITCHES)
+        self.reuse = typed(config, "--gate-reuse")
+        self.partial = typed(config, *_PARTIAL_SWITCHES)
         self.run = _make_run(config, self.configuration)
         repos = dict.fromkeys(RepoName(name).name for name in config.getoption("gate_repos"))
         decisions = {name: applies(self.configuration.settings, name) for name in repos}
@@ -59,7 +63,8 @@ class GateSession:
         targets = {name: self._targets(name) for name in repos}
         self.off = {name: decision.reason for name, decision in decisions.items() if not decision.applies}
         self.targets = tuple(target for name in repos if name not in self.off for target in targets[name])
-        self.ledger = Ledger(tuple(target.name for target in self.targets))
+        self.ledger = Ledger(tuple(target.name for target in self.targets), weaknesses=weaknesses(config))
+        self._taps: dict[str, list[dict[str, str]]] = {}
         self._runs: dict[str, TargetRun] = {}
 
     def _targets(self, repo: str) -> tuple[Target, ...]:
@@ -76,8 +81,27 @@ class GateSession:
 
     def pytest_collectstart(self, collector: pytest.Collector) -> None:
         """Point pytest-docker's fixtures at staging for modules that hold gate tests, and for no other."""
-        if isinstance(collector, pytest.Module) and self.targets and _holds_gate_tests(collector):
+        if not self.targets or not isinstance(collector, (pytest.Module, pytest.Directory)):
+            return
+        folder = gates_folder_of(collector.path if collector.path.is_dir() else collector.path.parent)
+        if folder is not None:
+            self._declare(folder)
+        if isinstance(collector, pytest.Module) and (folder is not None or _bears_gate_mark(collector)):
             _register_below(collector, docker_fixtures)
+
+    def _declare(self, folder: Path) -> None:
+        """Enter into the ledger what a gates folder declares, whatever pytest is told to collect of it."""
+        for path in sorted({path for pattern in _TEST_FILES for path in folder.rglob(pattern)}):
+            names = _declared_in(path)
+            self.ledger.declared.update(f"{path.relative_to(folder).as_posix()}::{name}" for name in names)
+            for name in shadowed(list(names)):
+                weakness = f"weakened: {path.name} declares {name} more than once, only the last one runs; rename it"
+                self.ledger.weaknesses[:] = dict.fromkeys([*self.ledger.weaknesses, weakness])
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        """Keep in mind every gate test that exists, before anything selects among them."""
+        if self.targets and is_gate(item):
+            self.ledger.expected.add(item.nodeid)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run every gate test once per target, named in its ID."""
@@ -128,6 +152,11 @@ class GateSession:
         workers.give_run_id(node, self.run.run_id)
 
     @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take over what a worker knew of the gate tests that exist."""
+        workers.take_inventory(node, self.ledger)
+
+    @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
         """Keep all items of one target on one worker, so that it is rebuilt once and proven in order."""
         return workers.scheduler(config, log, self.ledger.targets) if self.targets else None
@@ -147,57 +176,90 @@ class GateSession:
             report.imagefresh = {  # type: ignore[attr-defined]
                 "proofs": [proof.as_record() for proof in proofs],
                 "facts": {name: run.facts for name, run in self._runs.items()},
+                "taps": {name: run.tap_records() for name, run in self._runs.items()},
             }
         return report
 
+    @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Enter one report into the ledger; under pytest-xdist this happens in the controller too."""
         gate: dict[str, Any] | None = getattr(report, "imagefresh", None)
         proven = report.outcome == "passed" and not hasattr(report, "wasxfail")
         if report.failed:
             unknown = getattr(report, "imagefresh_unknown", False)
-            self.ledger.note(report.nodeid, Outcome.UNKNOWN if unknown else Outcome.REFUSED)
+            self.ledger.note(report.nodeid, Outcome.UNKNOWN if unknown else Outcome.REFUSED, _first_line(report))
         elif gate is not None and not proven:
             self.ledger.note(report.nodeid, Outcome.LEFT_OUT)
+        elif gate is not None and report.when == "call":
+            self.ledger.note(report.nodeid, Outcome.PASSED)
         if gate is not None:
-            self.ledger.facts.update(gate["facts"])
-            for record in gate["proofs"] if proven and report.when == "call" else []:
-                self.ledger.record(Proof.from_record(record))
+            self._enter(report, gate, proven=proven and report.when == "call")
+
+    def _enter(self, report: pytest.TestReport, gate: dict[str, Any], *, proven: bool) -> None:
+        self.ledger.facts.update(gate["facts"])
+        self._taps.update(gate["taps"])
+        for record in gate["proofs"] if proven else []:
+            self.ledger.record(Proof.from_record(record))
+        xml = junit.report_of(self.config)
+        if xml is not None and not workers.is_worker(self.config):
+            junit.name_case(xml, report)
+            junit.put_sentence_first(xml, report)
 
     # What the session ends with, and what it leaves.
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
-        """Decide the exit status before the reports are written, and keep the records after them."""
+        """Decide the exit status before the reports are written, so that they say the same."""
         self._keep_hook_logs()
         if workers.is_worker(self.config):
+            workers.send_inventory(self.config, self.ledger)
             yield
             return
-        status = session.exitstatus = self._decide(int(session.exitstatus))
-        self._add_suite_properties()
-        yield
-        self.final_status = session.exitstatus = self._keep_records(status)
+        status = session.exitstatus = self._keep_records(self._decide(int(session.exitstatus)), complete=False)
+        self._complete_junit(status)
+        try:
+            yield
+        except OSError as error:
+            self._say(f"imagefresh: a report could not be written: {error}; is the disk full or read-only?")
+            status = status or ExitStatus.UNKNOWN
+        self.final_status = session.exitstatus = status
+
+    def conclude(self, status: int) -> int:
+        """Return what pytest ends with, `status` being what it was about to; issue the record of a complete gate.
+
+        Called when everything else has ended: nothing can turn a pass into something else after its record is written.
+        """
+        if self.final_status is None:
+            sys.stderr.write("imagefresh: INCOMPLETE: the session never came to its end\n")
+            return status or ExitStatus.INCOMPLETE
+        final = self.final_status or status
+        return self._keep_records(final, complete=True) if final == 0 and not self.partial else final
 
     def _decide(self, pytest_status: int) -> int:
         return exit_status(pytest_status, self.ledger, partial=self.partial) if self.targets else pytest_status
 
-    def _add_suite_properties(self) -> None:
-        xml = self.config.stash.get(xml_key, None)
-        if xml is None:
+    def _complete_junit(self, status: int) -> None:
+        """Let the report say what was proven, each line of TAP, and a no wherever the exit status is one."""
+        xml = junit.report_of(self.config)
+        if xml is None or not self.targets:
             return
-        xml.add_global_property("run_id", self.run.run_id.text)
-        for target, facts in self.ledger.facts.items():
-            for name, value in facts.items():
-                xml.add_global_property(f"{target}.{name}", value)
+        junit.add_properties(xml, self.run.run_id.text, self.ledger.facts)
+        for target, tests in self._taps.items():
+            for test in tests:
+                junit.add_case(xml, f"{test['name']}[{target}]", test["problem"], group="staging_check")
+        if self.partial and status in (0, 1, ExitStatus.UNKNOWN):
+            return
+        told = {Outcome.REFUSED, Outcome.UNKNOWN} & set(self.ledger.outcomes.values())
+        reason = "" if status == 0 or told else f"the gate is not complete (exit {status})"
+        junit.add_case(xml, "gate complete", "\n".join([reason, *self.ledger.missing()]) if reason else "")
 
     def _keep_hook_logs(self) -> None:
         for run in self._runs.values():
             if run.hook_log:
                 self._write(self.evidence(run.target), "hook.log", "\n".join([*run.hook_log, ""]))
 
-    def _keep_records(self, status: int) -> int:
+    def _keep_records(self, status: int, *, complete: bool) -> int:
         """Write what was proven; a record that cannot be written turns a pass into "could not find out"."""
-        complete = status == 0 and not self.partial
         written = [
             self._write(self.evidence(target), records.RECORD, records.render(self._record(target, complete)))
             for target in self.targets
@@ -210,11 +272,14 @@ class GateSession:
         try:
             records.write_text(folder, name, text)
         except EvidenceError as error:
-            terminal = self.config.pluginmanager.get_plugin("terminalreporter")
-            if terminal is not None:
-                terminal.write_line(f"imagefresh: {error}", red=True)
+            self._say(f"imagefresh: {error}")
             return False
         return True
+
+    def _say(self, text: str) -> None:
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is not None:
+            terminal.write_line(text, red=True)
 
     def evidence(self, target: Target) -> Path:
         """Return the folder of one target's evidence."""
@@ -290,14 +355,18 @@ def _present(report: pytest.TestReport, error: ImagefreshError) -> None:
     report.imagefresh_unknown = unknown  # type: ignore[attr-defined]
 
 
+def _first_line(report: pytest.TestReport) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = getattr(crash, "message", None) or str(report.longrepr or "")
+    return text.strip().partition("\n")[0][:300]
+
+
 def is_gate(item: pytest.Item) -> bool:
     """Say whether a test belongs to the complete gate: marked `gate`, or below a gates folder."""
-    return item.get_closest_marker("gate") is not None or _is_gates_folder(item.path.parent)
+    return item.get_closest_marker("gate") is not None or gates_folder_of(item.path.parent) is not None
 
 
-def _holds_gate_tests(module: pytest.Module) -> bool:
-    if _is_gates_folder(module.path.parent):
-        return True
+def _bears_gate_mark(module: pytest.Module) -> bool:
     members = [module.obj, *vars(module.obj).values()]
     marks = [
         getattr(member, "pytestmark", [])
@@ -308,9 +377,20 @@ def _holds_gate_tests(module: pytest.Module) -> bool:
 
 
 @functools.cache
-def _is_gates_folder(folder: Path) -> bool:
-    """A gates folder is one that holds the shipped gates, and everything below it."""
-    return any(all((place / name).is_file() for name in _SHIPPED_GATES) for place in [folder, *folder.parents])
+def gates_folder_of(folder: Path) -> Path | None:
+    """Return the gates folder that a folder is or lies in: the one that holds the shipped gates."""
+    for place in [folder, *folder.parents]:
+        if all((place / name).is_file() for name in _SHIPPED_GATES):
+            return place
+    return None
+
+
+@functools.cache
+def _declared_in(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(declared_tests(path.read_text(encoding="utf-8")))
+    except (OSError, SyntaxError, ValueError):
+        return ()  # pytest itself ends with a collection error
 
 
 def _register_below(node: pytest.Collector, holder: ModuleType) -> None:
@@ -325,11 +405,6 @@ def _register_below(node: pytest.Collector, holder: ModuleType) -> None:
 def _link_of(item: pytest.Item) -> Link | None:
     marker = item.get_closest_marker("link")
     return Link.named(str(marker.args[0])) if marker else None
-
-
-def _typed(config: pytest.Config, switch: str) -> bool:
-    """Say whether a switch stands on the command line itself, not in an ini file or PYTEST_ADDOPTS."""
-    return switch in config.invocation_params.args
 
 
 def _load(config: pytest.Config) -> Configuration:

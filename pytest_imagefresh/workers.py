@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from pytest_imagefresh.core.chain import Ledger, Outcome
 from pytest_imagefresh.core.identity import RunId
 
 _RUN_ID = "imagefresh_run_id"
+_INVENTORY = "imagefresh_inventory"
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -25,6 +27,26 @@ def given_run_id(config: pytest.Config) -> RunId | None:
 def give_run_id(node: Any, run_id: RunId) -> None:
     """Let a worker that is about to start know the run ID."""
     node.workerinput[_RUN_ID] = run_id.text
+
+
+def send_inventory(config: pytest.Config, ledger: Ledger) -> None:
+    """Let the controller know, at the end of a worker, which gate tests exist and which were left out."""
+    config.workeroutput[_INVENTORY] = {  # type: ignore[attr-defined]
+        "expected": sorted(ledger.expected),
+        "declared": sorted(ledger.declared),
+        "weaknesses": ledger.weaknesses,
+        "left_out": sorted(name for name, outcome in ledger.outcomes.items() if outcome is Outcome.LEFT_OUT),
+    }
+
+
+def take_inventory(node: Any, ledger: Ledger) -> None:
+    """Take over a worker's inventory; a worker that crashed has none, and its tests are reported as failures."""
+    sent = getattr(node, "workeroutput", {}).get(_INVENTORY, {})
+    ledger.expected.update(sent.get("expected", ()))
+    ledger.declared.update(sent.get("declared", ()))
+    ledger.weaknesses[:] = dict.fromkeys([*ledger.weaknesses, *sent.get("weaknesses", ())])
+    for node_id in sent.get("left_out", ()):
+        ledger.note(node_id, Outcome.LEFT_OUT)
 
 
 def scheduler(config: pytest.Config, log: Any, targets: Sequence[str]) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from pytest_imagefresh.core.errors import ConfigError
+from pytest_imagefresh.core.inventory import bears
 
 
 class Link(enum.Enum):
@@ -88,6 +89,14 @@ class Ledger:
     proofs: dict[tuple[str, Link], Proof] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     """Node ID of a gate test, or of any test that failed -> how it ended; the worst of its phases and reruns stays."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Node ID of a test that did not pass -> why, in one sentence."""
+    expected: set[str] = field(default_factory=set)
+    """Node IDs of the gate tests that were collected, before any selection."""
+    declared: set[str] = field(default_factory=set)
+    """`file.py::name` of the tests that the gates folder declares, whatever was collected."""
+    weaknesses: list[str] = field(default_factory=list)
+    """What about the session weakens its tests, in words."""
     facts: dict[str, dict[str, str]] = field(default_factory=dict)
     """Target -> what a report names it by: revision, image_id, container_id, engine_id."""
 
@@ -95,19 +104,34 @@ class Ledger:
         """Keep one proof."""
         self.proofs[(proof.target, proof.link)] = proof
 
-    def note(self, node_id: str, outcome: Outcome) -> None:
+    def note(self, node_id: str, outcome: Outcome, reason: str = "") -> None:
         """Keep how a gate test ended; a later phase or rerun never improves it."""
-        severity = [Outcome.PASSED, Outcome.LEFT_OUT, Outcome.UNKNOWN, Outcome.REFUSED]
         known = self.outcomes.get(node_id, Outcome.PASSED)
-        self.outcomes[node_id] = max(known, outcome, key=severity.index)
+        self.outcomes[node_id] = max(known, outcome, key=_SEVERITY.index)
+        if reason:
+            self.reasons.setdefault(node_id, reason)
 
     def missing(self) -> list[str]:
         """Return what keeps the chain from being complete, one line each, in order."""
-        lines = [
+        unproven = [
             f"{target}: {link.value}" for target in self.targets for link in Link if (target, link) not in self.proofs
         ]
-        left_out = [f"left out: {name}" for name, outcome in self.outcomes.items() if outcome is Outcome.LEFT_OUT]
-        return lines + left_out + ([] if self.targets else ["no target"])
+        return [
+            *self.weaknesses,
+            *([] if self.targets else ["no target"]),
+            *unproven,
+            *(f"left out: {name}" for name in sorted(self._left_out())),
+        ]
+
+    def _left_out(self) -> set[str]:
+        """Gate tests that exist and did not pass; those that failed are known otherwise."""
+        told = {name for name, outcome in self.outcomes.items() if outcome is Outcome.LEFT_OUT}
+        silent = self.expected - self.outcomes.keys()
+        undone = {name for name in self.declared if not any(bears(node_id, name) for node_id in self._known())}
+        return told | silent | undone
+
+    def _known(self) -> set[str]:
+        return self.expected | self.outcomes.keys()
 
     def subjects_disagree(self) -> list[str]:
         """Return the targets whose proofs speak of more than one image."""
@@ -119,6 +143,9 @@ class Ledger:
             for (name, _), proof in self.proofs.items()
             if name == target and proof.subject.startswith("sha256:")
         )
+
+
+_SEVERITY = [Outcome.PASSED, Outcome.LEFT_OUT, Outcome.UNKNOWN, Outcome.REFUSED]
 
 
 def exit_status(pytest_status: int, ledger: Ledger, *, partial: bool) -> int:

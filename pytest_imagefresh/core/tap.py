@@ -9,12 +9,26 @@ from tap.parser import Parser
 
 
 @dataclass(frozen=True)
+class TapTest:
+    """One line of a TAP stream that says how a test ended."""
+
+    name: str
+    problem: str
+    """`not ok`, `skipped` or `todo`; "" when it is plainly ok."""
+
+
+@dataclass(frozen=True)
 class TapSummary:
     """What a TAP stream adds up to."""
 
-    passed: int
+    tests: tuple[TapTest, ...]
     problem: str
     """Why the stream does not prove that everything passed; "" when it does."""
+
+    @property
+    def passed(self) -> int:
+        """How many tests are plainly ok."""
+        return sum(1 for test in self.tests if not test.problem)
 
 
 def read_tap(output: bytes) -> TapSummary:
@@ -22,27 +36,35 @@ def read_tap(output: bytes) -> TapSummary:
     lines = list(Parser().parse_text(output.decode(errors="replace")))
     plans = [line for line in lines if isinstance(line, Plan)]
     results = [line for line in lines if isinstance(line, Result)]
-    passed = sum(1 for result in results if _plainly_ok(result))
-    return TapSummary(passed, _problem(plans, results, any(isinstance(line, Bail) for line in lines)))
+    numbers = [result.number or place for place, result in enumerate(results, start=1)]
+    tests = tuple(
+        TapTest(_name(number, result), _word(result)) for number, result in zip(numbers, results, strict=True)
+    )
+    if any(isinstance(line, Bail) for line in lines):
+        return TapSummary(tests, "it bailed out")
+    return TapSummary(tests, _problem(plans, numbers, tests))
 
 
-def _plainly_ok(result: Result) -> bool:
-    return bool(result.ok) and not result.skip and not result.todo
+def _name(number: int, result: Result) -> str:
+    description = str(result.description).removeprefix("-").strip()
+    return f"{number} {description}".rstrip()
 
 
-def _problem(plans: list[Plan], results: list[Result], bailed_out: bool) -> str:
-    if bailed_out:
-        return "it bailed out"
-    for result in results:
-        if not _plainly_ok(result):
-            word = "skipped" if result.skip else "todo" if result.todo else "not ok"
-            return f"test {result.number or '?'} is {word}: {result.description or 'no description'}"
+def _word(result: Result) -> str:
+    if result.skip:
+        return "skipped"
+    return "todo" if result.todo else "" if result.ok else "not ok"
+
+
+def _problem(plans: list[Plan], numbers: list[int], tests: tuple[TapTest, ...]) -> str:
+    for test in tests:
+        if test.problem:
+            return f"test {test.name} is {test.problem}"
     if len(plans) != 1:
         return f"{len(plans)} plans, expected 1"
     planned = plans[0].expected_tests
     if plans[0].skip or not planned:
         return "it plans no test"
-    numbers = [result.number or place for place, result in enumerate(results, start=1)]
     if numbers != list(range(1, planned + 1)):
-        return f"{len(results)} tests, {planned} planned, expected each of them once and in order"
+        return f"{len(tests)} tests, {planned} planned, expected each of them once and in order"
     return ""
