@@ -135,6 +135,11 @@ def test_a_shape_that_is_not_compose_s_own_is_no_evidence(strange: dict[str, obj
         check_build({**GOOD, **strange}, ROOT, service="s")
 
 
+def test_an_argument_from_the_caller_s_environment_is_refused_with_what_to_write() -> None:
+    with pytest.raises(Refused, match=r"args\.BASE has no value .* write its value, or \$\{BASE:-default\}"):
+        check_build({"args": {"BASE": None}}, ROOT, service="s")
+
+
 def test_a_long_value_is_shortened_in_the_reason() -> None:
     with pytest.raises(Refused) as refusal:
         check_build({"dockerfile_inline": "RUN x\n" * 1000}, ROOT, service="s")
