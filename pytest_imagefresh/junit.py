@@ -17,11 +17,16 @@ def report_of(config: pytest.Config) -> LogXML | None:
     return config.stash.get(xml_key, None)
 
 
+def path_of(config: pytest.Config) -> str:
+    """Return the path of the JUnit report that was asked for, as given; "" for none."""
+    return str(config.getoption("xmlpath", None) or "")
+
+
 def remove_old(config: pytest.Config) -> None:
     """Remove the report of an earlier run: should this one never come to its end, the old one must not speak for it."""
-    path = config.getoption("xmlpath", None)
-    if path:
-        Path(path).unlink(missing_ok=True)
+    path = path_of(config)
+    if path and Path(path).is_file():
+        Path(path).unlink()
 
 
 def name_case(xml: LogXML, report: pytest.TestReport) -> None:

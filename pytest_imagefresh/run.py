@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -20,11 +23,14 @@ from pytest_imagefresh.core.contract import promotion_variables, staging_variabl
 from pytest_imagefresh.core.errors import EvidenceError, ImagefreshError, Refused
 from pytest_imagefresh.core.evidence import Anchor, CheckResult, Container, HookReport, Production
 from pytest_imagefresh.core.identity import BranchName, ImageId, RepoName, RunId
+from pytest_imagefresh.core.masking import Masker
 from pytest_imagefresh.core.settings import Build, Settings, Target, clone_on_host
 from pytest_imagefresh.core.tap import TapSummary
 
 _STEP = "imagefresh: step: "
 """How the hook announces a step."""
+
+_BUILD_STEP = f"{_STEP}building "
 
 _LOOKS_PER_CALL = 20
 """How many bounded looks at engine and lock one call of the hook takes at most, beside its long steps."""
@@ -32,8 +38,8 @@ _LOOKS_PER_CALL = 20
 _HOOK_CALLS_PER_GATE = 8
 
 
-class Progress(Protocol):
-    """Where a run tells what it is doing."""
+class Steps(Protocol):
+    """Who is told of the steps of one call of the hook."""
 
     def step(self, text: str) -> None:
         """Announce a step as it starts."""
@@ -42,8 +48,19 @@ class Progress(Protocol):
         """Pass on one line of output of the current step."""
 
 
+class Progress(Protocol):
+    """Where a run tells what it is doing."""
+
+    def follow(self, target: str) -> AbstractContextManager[Steps]:
+        """Follow one call of the hook for a target, from its first step to its end, whatever that is."""
+
+
 class Silent:
     """Tells nobody."""
+
+    def follow(self, target: str) -> AbstractContextManager[Steps]:  # noqa: ARG002
+        """Follow nothing."""
+        return nullcontext(self)
 
     def step(self, text: str) -> None:
         """Say nothing."""
@@ -51,6 +68,8 @@ class Silent:
     def line(self, text: str) -> None:
         """Say nothing."""
 
+
+_SILENT: Progress = Silent()
 
 _Value = TypeVar("_Value")
 
@@ -94,6 +113,9 @@ class GateRun:
         self.gate_revision = gate_revision
         self.run_id = run_id or new_run_id()
         self.progress: Progress = progress or Silent()
+        self.mask = Masker(settings.secret_names)
+        self.mask.learn(os.environ)
+        """Masks secrets in whatever is printed or written."""
         self._open = ExitStack()
         self._anchors: dict[str, Anchor] = {}
 
@@ -162,7 +184,15 @@ class TargetRun:
         self.tap: TapSummary | None = None
         """What the staging check said, where it speaks TAP."""
         self.hook_log: list[str] = []
-        """Everything that the hook said in this run, line by line."""
+        """Everything that the hook said in this run, line by line, secrets masked."""
+        self.build_log: list[str] = []
+        """What the build itself said."""
+        self._building = False
+        self.unbilled_seconds = 0.0
+        """How long the rebuild took, where its own test was not the one that waited for it."""
+        self._charged = False
+        self.call_seconds: dict[str, float] = {}
+        """Mode of the hook -> how long its last call took, in seconds."""
 
     @property
     def anchor(self) -> Anchor:
@@ -174,7 +204,9 @@ class TargetRun:
         """How the validated commit says it is built."""
         bound = self.settings.timeouts.git
         files = read_tree_files(self.run.clone(self.target.repo), self.anchor.revision, is_compose_input, timeout=bound)
-        return read_build(files, self.target, self.anchor.revision, timeout=bound)
+        build = read_build(files, self.target, self.anchor.revision, timeout=bound)
+        self.run.mask.learn(build.args)
+        return build
 
     @once
     def production_before(self) -> Production:
@@ -195,6 +227,15 @@ class TargetRun:
         # What was there before is observed before anything changes.
         _ = self.production_before, self.container_before
         return self._call("--build-staging", variables, _build_bound(self.settings))
+
+    def charge_rebuild(self, *, to_its_own_test: bool) -> float:
+        """Return the seconds of the rebuild, once, that must not be charged to the test that waited for it."""
+        seconds = 0.0 if self._charged else self.call_seconds.get("--build-staging", 0.0)
+        self._charged = self._charged or seconds > 0
+        if to_its_own_test:
+            return 0.0
+        self.unbilled_seconds += seconds
+        return seconds
 
     def verify(
         self, expected_revision: str, expected_image: ImageId | None, *, source_image: str | None = None
@@ -254,15 +295,25 @@ class TargetRun:
 
     def _call(self, mode: str, variables: dict[str, str], bound: float) -> HookReport:
         self.hook_log.append(f"=== {mode}")
-        return self.run.hook.call(mode, variables, timeout=bound, on_line=self._listen)
+        started = time.monotonic()
+        try:
+            # A call that changes nothing is over in a moment: its steps are not worth a line each.
+            with (_SILENT if mode == "--verify" else self.run.progress).follow(self.target.name) as steps:
+                return self.run.hook.call(mode, variables, timeout=bound, on_line=partial(self._listen, steps))
+        finally:
+            self.call_seconds[mode] = time.monotonic() - started
 
-    def _listen(self, line: str) -> None:
+    def _listen(self, steps: Steps, line: str) -> None:
         """Keep one line of the hook's speech; tell an announced step from the output of its commands."""
+        line = self.run.mask(line)
         self.hook_log.append(line)
         if line.startswith(_STEP):
-            self.run.progress.step(line.removeprefix(_STEP))
+            self._building = line.startswith(_BUILD_STEP)
+            steps.step(line.removeprefix(_STEP))
         else:
-            self.run.progress.line(line)
+            if self._building:
+                self.build_log.append(line)
+            steps.line(line)
 
 
 def _look_bound(settings: Settings) -> float:

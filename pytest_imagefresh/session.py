@@ -14,7 +14,7 @@ import pytest
 from _pytest._code.code import ReprFileLocation, TerminalRepr
 from _pytest._io import TerminalWriter
 
-from pytest_imagefresh import docker_fixtures, fixtures, junit, summary, workers
+from pytest_imagefresh import docker_fixtures, evidence, fixtures, junit, summary, workers
 from pytest_imagefresh.adapters import records
 from pytest_imagefresh.adapters.configuration import load_configuration
 from pytest_imagefresh.adapters.git import parse_gate_revision
@@ -23,7 +23,10 @@ from pytest_imagefresh.core.errors import ConfigError, EvidenceError, Imagefresh
 from pytest_imagefresh.core.identity import RepoName
 from pytest_imagefresh.core.inventory import declared_tests, shadowed
 from pytest_imagefresh.core.layers import Configuration
+from pytest_imagefresh.core.masking import Masker
 from pytest_imagefresh.core.settings import Target, applies, targets_for
+from pytest_imagefresh.interruption import Interruption, end_orderly_on_signals
+from pytest_imagefresh.masks import mask_report
 from pytest_imagefresh.progress import TerminalProgress
 from pytest_imagefresh.run import GateRun, TargetRun, gate_bound
 from pytest_imagefresh.weakening import typed, weaknesses
@@ -42,6 +45,8 @@ def start(config: pytest.Config) -> GateSession:
         raise pytest.UsageError(f"imagefresh: {error}") from error
     junit.remove_old(config)
     config.pluginmanager.register(session, "imagefresh-session")
+    config.pluginmanager.register(session.interruption, "imagefresh-interruption")
+    end_orderly_on_signals(config)
     config.pluginmanager.register(fixtures, "imagefresh-fixtures")
     return session
 
@@ -56,7 +61,8 @@ class GateSession:
         """What the session ends with; None until it has come to its end."""
         self.reuse = typed(config, "--gate-reuse")
         self.partial = typed(config, *_PARTIAL_SWITCHES)
-        self.run = _make_run(config, self.configuration)
+        self.progress = TerminalProgress(config)
+        self.run = _make_run(config, self.configuration, self.progress)
         repos = dict.fromkeys(RepoName(name).name for name in config.getoption("gate_repos"))
         decisions = {name: applies(self.configuration.settings, name) for name in repos}
         # Also where the gate is off: an unknown repo is a mistake, never a green "not applicable".
@@ -64,7 +70,9 @@ class GateSession:
         self.off = {name: decision.reason for name, decision in decisions.items() if not decision.applies}
         self.targets = tuple(target for name in repos if name not in self.off for target in targets[name])
         self.ledger = Ledger(tuple(target.name for target in self.targets), weaknesses=weaknesses(config))
+        self.interruption = Interruption(self.ledger, self.progress.begun)
         self._taps: dict[str, list[dict[str, str]]] = {}
+        self._seconds: dict[str, float] = {}
         self._runs: dict[str, TargetRun] = {}
 
     def _targets(self, repo: str) -> tuple[Target, ...]:
@@ -141,6 +149,10 @@ class GateSession:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(gate_bound(self.configuration.settings) + _BACKSTOP_SECONDS))
 
+    def _run_of(self, item: pytest.Item) -> TargetRun | None:
+        target = item.callspec.params.get("target") if hasattr(item, "callspec") else None
+        return self.target_run(target) if isinstance(target, Target) else None
+
     def pytest_deselected(self, items: Iterable[pytest.Item]) -> None:
         """Keep in mind which gate tests were left out."""
         for item in filter(is_gate, items):
@@ -148,8 +160,9 @@ class GateSession:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        """Give a worker the run ID."""
+        """Give a worker the run ID, and a way to tell of its progress."""
         workers.give_run_id(node, self.run.run_id)
+        self.progress.listen(node)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -170,13 +183,22 @@ class GateSession:
         """Say refusals and evidence errors in one sentence, and send proofs along with the report."""
         report = yield
         if call.excinfo is not None and isinstance(call.excinfo.value, ImagefreshError):
-            _present(report, call.excinfo.value)
+            _present(report, call.excinfo.value, self.run.mask)
         if is_gate(item):
+            run = self._run_of(item)
+            if report.failed and run is not None:
+                report.sections.extend(evidence.failure_sections(run))
+            if report.when == "setup" and run is not None:
+                report.duration -= run.charge_rebuild(to_its_own_test=_link_of(item) is Link.REBUILT)
+            mask_report(report, self.run.mask)
+            link = _link_of(item)
             proofs = item.stash.get(fixtures.PROOFS, []) if report.passed else []
             report.imagefresh = {  # type: ignore[attr-defined]
                 "proofs": [proof.as_record() for proof in proofs],
                 "facts": {name: run.facts for name, run in self._runs.items()},
                 "taps": {name: run.tap_records() for name, run in self._runs.items()},
+                "seconds": {name: run.unbilled_seconds for name, run in self._runs.items()},
+                "link": [run.target.name, link.name] if run is not None and link is not None else None,
             }
         return report
 
@@ -198,10 +220,15 @@ class GateSession:
     def _enter(self, report: pytest.TestReport, gate: dict[str, Any], *, proven: bool) -> None:
         self.ledger.facts.update(gate["facts"])
         self._taps.update(gate["taps"])
+        self._seconds.update(gate["seconds"])
+        if gate["link"] is not None and report.failed:
+            target, link = gate["link"]
+            self.ledger.broken[target, Link.named(link)] = self.ledger.outcomes[report.nodeid], _first_line(report)
         for record in gate["proofs"] if proven else []:
             self.ledger.record(Proof.from_record(record))
         xml = junit.report_of(self.config)
-        if xml is not None and not workers.is_worker(self.config):
+        # With the teardown pytest closes a case; whoever touches it later opens another one without a name.
+        if xml is not None and report.when != "teardown" and not workers.is_worker(self.config):
             junit.name_case(xml, report)
             junit.put_sentence_first(xml, report)
 
@@ -210,7 +237,7 @@ class GateSession:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
         """Decide the exit status before the reports are written, so that they say the same."""
-        self._keep_hook_logs()
+        self._keep_observed()
         if workers.is_worker(self.config):
             workers.send_inventory(self.config, self.ledger)
             yield
@@ -247,22 +274,28 @@ class GateSession:
         for target, tests in self._taps.items():
             for test in tests:
                 junit.add_case(xml, f"{test['name']}[{target}]", test["problem"], group="staging_check")
+        for target, seconds in self._seconds.items():
+            if seconds:
+                junit.add_case(xml, f"rebuild of staging[{target}]", seconds=seconds)
         if self.partial and status in (0, 1, ExitStatus.UNKNOWN):
             return
         told = {Outcome.REFUSED, Outcome.UNKNOWN} & set(self.ledger.outcomes.values())
         reason = "" if status == 0 or told else f"the gate is not complete (exit {status})"
         junit.add_case(xml, "gate complete", "\n".join([reason, *self.ledger.missing()]) if reason else "")
 
-    def _keep_hook_logs(self) -> None:
+    def _keep_observed(self) -> None:
+        """Write what was said and seen, in the process that heard and saw it."""
         for run in self._runs.values():
-            if run.hook_log:
-                self._write(self.evidence(run.target), "hook.log", "\n".join([*run.hook_log, ""]))
+            for name, text in evidence.observed_files(run).items():
+                if text:
+                    self._write(self.evidence(run.target), name, text)
 
     def _keep_records(self, status: int, *, complete: bool) -> int:
         """Write what was proven; a record that cannot be written turns a pass into "could not find out"."""
         written = [
-            self._write(self.evidence(target), records.RECORD, records.render(self._record(target, complete)))
+            self._write(self.evidence(target), name, text)
             for target in self.targets
+            for name, text in self._chain_files(target, complete).items()
         ]
         for repo in {target.repo for target in self.targets}:
             records.drop_old_runs(self.config.rootpath / ".imagefresh" / repo)
@@ -287,6 +320,14 @@ class GateSession:
         base = Path(given) if given else records.run_folder(self.config.rootpath, target.repo, self.run.run_id)
         return base / target.name
 
+    def _chain_files(self, target: Target, complete: bool) -> dict[str, str]:
+        return {
+            "settings.json": evidence.settings_file(self.configuration, self.run.mask),
+            "chain.txt": evidence.chain_table(self.ledger, target.name),
+            # Last: a record that says complete finds everything else in place.
+            records.RECORD: records.render(self._record(target, complete)),
+        }
+
     def _record(self, target: Target, complete: bool) -> dict[str, Any]:
         proofs = [self.ledger.proofs[target.name, link] for link in Link if (target.name, link) in self.ledger.proofs]
         return {
@@ -295,6 +336,7 @@ class GateSession:
             "branch": self.run.branch.name,
             "run_id": self.run.run_id.text,
             "complete": complete,
+            "junit": junit.path_of(self.config),
             **self.ledger.facts.get(target.name, {}),
             "proofs": [proof.as_record() for proof in proofs],
             "missing": self.ledger.missing(),
@@ -312,7 +354,7 @@ class GateSession:
         summary.show_off(terminalreporter, self.off)
         for target in self.targets:
             summary.show_chain(terminalreporter, self.ledger, target.name, self.evidence(target))
-        if self.targets:
+        if self.targets and not self.interruption.show(terminalreporter):
             summary.show_end(terminalreporter, self.ledger, self._decide(int(exitstatus)), partial=self.partial)
 
     def pytest_unconfigure(self) -> None:
@@ -320,7 +362,7 @@ class GateSession:
         self.run.close()
 
 
-def _make_run(config: pytest.Config, configuration: Configuration) -> GateRun:
+def _make_run(config: pytest.Config, configuration: Configuration, progress: TerminalProgress) -> GateRun:
     given = config.getoption("gate_revision")
     return GateRun(
         configuration.settings,
@@ -328,7 +370,7 @@ def _make_run(config: pytest.Config, configuration: Configuration) -> GateRun:
         branch=config.getoption("gate_branch") or "",
         gate_revision="" if given is None else parse_gate_revision(given).hex,
         run_id=workers.given_run_id(config),
-        progress=TerminalProgress(config),
+        progress=progress,
     )
 
 
@@ -347,9 +389,9 @@ class Sentence(TerminalRepr):
         tw.line(self.text, red=True)
 
 
-def _present(report: pytest.TestReport, error: ImagefreshError) -> None:
+def _present(report: pytest.TestReport, error: ImagefreshError, mask: Masker) -> None:
     """Report a refusal as a failure and an evidence error as an error, wherever in the test it was raised."""
-    report.longrepr = Sentence(str(error), report.location[0])
+    report.longrepr = Sentence(mask(str(error)), report.location[0])
     unknown = isinstance(error, EvidenceError)
     report.when = "setup" if unknown else "call"
     report.imagefresh_unknown = unknown  # type: ignore[attr-defined]

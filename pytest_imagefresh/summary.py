@@ -45,8 +45,10 @@ def show_chain(terminal: pytest.TerminalReporter, ledger: Ledger, target: str, e
     facts = ledger.facts.get(target, {})
     terminal.write_line(f"{target}: commit {facts.get('revision', '?')}, image {facts.get('image_id', '?')}", bold=True)
     for link in Link:
-        proven = (target, link) in ledger.proofs
-        terminal.write_line(f"  {'proven    ' if proven else 'not proven'}  {link.value}", green=proven, red=not proven)
+        state, reason = ledger.state(target, link)
+        proven = state == "proven"
+        detail = "" if proven or state == "not proven" else f": {reason}"
+        terminal.write_line(f"  {state:10}  {link.value}{detail}", green=proven, red=not proven)
     terminal.write_line(f"  evidence: {evidence}")
 
 

@@ -87,6 +87,18 @@ class FakeEngine:
         tagged = self.world.images.get(prod_image)
         return Production(containers, tagged.id if tagged else None)
 
+    def describe_image(self, image_id: ImageId) -> dict[str, object]:
+        return {"Id": image_id.digest}
+
+    def describe_container(self, container_id: ContainerId) -> dict[str, object]:
+        return {"Id": container_id.hex, "Config": {"Env": ["API_TOKEN=s3cr3t-of-staging", "ROLE=staging"]}}
+
+    def read_environment(self, container_id: ContainerId) -> dict[str, str]:
+        return {"API_TOKEN": "s3cr3t-of-staging", "ROLE": "staging"}
+
+    def logs_tail(self, container_id: ContainerId, lines: int) -> bytes:
+        return b"listening with s3cr3t-of-staging\n"
+
     def run_in_container(self, container_id: ContainerId, argv: Sequence[str], *, timeout: float) -> CheckResult:
         return CheckResult(1 if "check-fails" in self.world.faults else 0, b"checked\n")
 
@@ -130,6 +142,11 @@ class FakeHook:
         self, mode: str, variables: Mapping[str, str], *, timeout: float, on_line: Callable[[str], None] | None = None
     ) -> HookReport:
         self.world.calls.append((mode, dict(variables)))
+        for line in (
+            f"imagefresh: step: {'building' if mode == '--build-staging' else 'verifying'} shop",
+            "Step 1/2 : FROM scratch with s3cr3t-of-pipeline",
+        ):
+            on_line(line) if on_line is not None else None
         if "hook-unknown" in self.world.faults:
             raise EvidenceError("the hook could not find out: the engine does not answer")
         if mode == "--build-staging":

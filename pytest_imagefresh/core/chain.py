@@ -97,6 +97,8 @@ class Ledger:
     """`file.py::name` of the tests that the gates folder declares, whatever was collected."""
     weaknesses: list[str] = field(default_factory=list)
     """What about the session weakens its tests, in words."""
+    broken: dict[tuple[str, Link], tuple[Outcome, str]] = field(default_factory=dict)
+    """A link that was tried and not proven -> how that ended, and why in one sentence."""
     facts: dict[str, dict[str, str]] = field(default_factory=dict)
     """Target -> what a report names it by: revision, image_id, container_id, engine_id."""
 
@@ -110,6 +112,14 @@ class Ledger:
         self.outcomes[node_id] = max(known, outcome, key=_SEVERITY.index)
         if reason:
             self.reasons.setdefault(node_id, reason)
+
+    def state(self, target: str, link: Link) -> tuple[str, str]:
+        """Return what is known of a link: a word, and one sentence."""
+        proof = self.proofs.get((target, link))
+        outcome, reason = self.broken.get((target, link), (Outcome.LEFT_OUT, "no test proved it"))
+        if proof is not None and outcome is Outcome.LEFT_OUT:
+            return "proven", proof.reason
+        return {Outcome.REFUSED: "refused", Outcome.UNKNOWN: "unknown"}.get(outcome, "not proven"), reason
 
     def missing(self) -> list[str]:
         """Return what keeps the chain from being complete, one line each, in order."""

@@ -1,0 +1,85 @@
+"""What a person needs after a run, as files: settings, logs, what the engine said, the chain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from pytest_imagefresh.core.chain import Ledger, Link
+from pytest_imagefresh.core.errors import EvidenceError
+from pytest_imagefresh.core.identity import ContainerId, ImageId
+from pytest_imagefresh.core.layers import Configuration
+from pytest_imagefresh.core.masking import Masker
+from pytest_imagefresh.run import TargetRun
+
+_LOG_LINES = 500
+_TAIL_LINES = 30
+
+
+def observed_files(run: TargetRun) -> dict[str, str]:
+    """Return the files of what one target's run said and saw, by name, secrets masked. What cannot be had says why."""
+    return {
+        "hook.log": _lines(run.hook_log),
+        "build.log": _lines(run.build_log),
+        "container.log": _container_log(run, _LOG_LINES),
+        "image.json": _inspected(run, "image_id"),
+        "container.json": _inspected(run, "container_id"),
+    }
+
+
+def settings_file(configuration: Configuration, mask: Masker) -> str:
+    """Return the settings as JSON: every value, and beside it where each one that is no default came from."""
+    sources = {key: source for key, source in configuration.sources.items() if source != "default"}
+    values = mask.deep(msgspec.to_builtins(configuration.settings))
+    return json.dumps({"settings": values, "sources": sources}, indent=2) + "\n"
+
+
+def chain_table(ledger: Ledger, target: str) -> str:
+    """Return the chain of one target as a table for people: link, state, what was observed."""
+    rows = [(link.value, *ledger.state(target, link)) for link in Link]
+    width = max(len(row[0]) for row in rows)
+    return _lines([f"{name:{width}}  {state:10}  {words}" for name, state, words in rows])
+
+
+def failure_sections(run: TargetRun) -> list[tuple[str, str]]:
+    """Return the last lines of hook and container, to stand beside a failed test."""
+    sections = [
+        ("imagefresh: last lines of the hook", _lines(run.hook_log[-_TAIL_LINES:])),
+        ("imagefresh: last lines of the staging container", _container_log(run, _TAIL_LINES)),
+    ]
+    return [(title, text) for title, text in sections if text]
+
+
+def _inspected(run: TargetRun, fact: str) -> str:
+    try:
+        described = _describe(run, fact)
+    except EvidenceError as error:
+        return f"{error}\n"
+    return json.dumps(run.run.mask.deep(described), indent=2) + "\n" if described else ""
+
+
+def _describe(run: TargetRun, fact: str) -> Mapping[str, Any]:
+    found = run.facts.get(fact)
+    if found is None:
+        return {}
+    engine = run.run.engine
+    return (
+        engine.describe_image(ImageId(found)) if fact == "image_id" else engine.describe_container(ContainerId(found))
+    )
+
+
+def _container_log(run: TargetRun, lines: int) -> str:
+    found = run.facts.get("container_id")
+    if found is None:
+        return ""
+    try:
+        return run.run.mask(run.run.engine.logs_tail(ContainerId(found), lines).decode(errors="replace"))
+    except EvidenceError as error:
+        return f"{error}\n"
+
+
+def _lines(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
