@@ -32,7 +32,7 @@ _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./@+=:,-]+")
 _HEALTH_PATH = re.compile(r"/[A-Za-z0-9_./~%?&=+,:@-]{0,499}")
 _SSH = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9_.:@%\[\]-]{0,254}")
 _PRINCIPAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,254}")
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+_ENGINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 # A pin with one of these names would bend the programs of the promotion instead of the compose file.
 _TAKEN_VARIABLE = re.compile(
@@ -40,6 +40,8 @@ _TAKEN_VARIABLE = re.compile(
     r"|USER|PWD|OLDPWD|TMPDIR|PS4|CDPATH|GLOBIGNORE|(HTTPS?|ALL|NO)_PROXY",
     re.IGNORECASE,
 )
+# The revision is the hook's own to pass; the others redirect the builder.
+_TAKEN_ARG = re.compile(r"GIT_SHA|BUILDKIT_SYNTAX|.*_PROXY", re.IGNORECASE)
 
 
 class Kind(Enum):
@@ -175,8 +177,12 @@ def _are_ignored(patterns: list[str]) -> bool:
     return all(_is_below(pattern) and re.search(r"[A-Za-z0-9]", pattern) for pattern in patterns)
 
 
+def _are_words(words: list[str]) -> bool:
+    return bool(words) and all(_NAME.fullmatch(word) for word in words)
+
+
 def _are_build_args(table: Mapping[str, str]) -> bool:
-    return all(_VARIABLE.fullmatch(name) and name != "GIT_SHA" for name in table)
+    return all(_VARIABLE.fullmatch(name) and not _TAKEN_ARG.fullmatch(name) for name in table)
 
 
 def _matches(pattern: re.Pattern[str]) -> Callable[[str], bool]:
@@ -207,6 +213,7 @@ KEYS: dict[str, Key] = {
     "repos_dir": _FOLDER_HERE,
     "worktrees_dir": _FOLDER_HERE,
     "host_repos_dir": _FOLDER_THERE,
+    "secret_names": Key(Kind.LIST, "a list of at least one word such as 'token'", _are_words),
     "settle": Key(Kind.NUMBER, "a number of seconds from 0 to 86400", lambda n: math.isfinite(n) and 0 <= n <= DAY),
     "host.ssh": Key(Kind.TEXT, "'local', user@host:port, or a Host of ~/.ssh/config", _matches(_SSH)),
     "host.known_hosts": Key(Kind.TEXT, "the path of a known_hosts file on this machine", _is_printable),
@@ -218,7 +225,7 @@ KEYS: dict[str, Key] = {
     ),
     "host.docker_host": Key(Kind.TEXT, "unix:///path/of/docker.sock, as the Docker host sees it", _is_docker_host),
     "host.docker_config": Key(Kind.TEXT, "an absolute path on the Docker host, or ''", _or_empty(_is_host_folder)),
-    "host.engine_id": Key(Kind.TEXT, "the engine's ID as 'docker info' prints it", _matches(_WORD)),
+    "host.engine_id": Key(Kind.TEXT, "the engine's ID as 'docker info' prints it", _matches(_ENGINE)),
     "timeouts.git": _BOUND,
     "timeouts.inspect": _BOUND,
     "timeouts.build": _BOUND,
@@ -241,7 +248,7 @@ KEYS: dict[str, Key] = {
     "targets.*.staging.check_path": Key(
         Kind.TEXT, "a path in the container, in plain characters, no '..'", _is_check_path
     ),
-    "targets.*.staging.check_mode": Key(Kind.TEXT, "a plain word", _matches(_WORD)),
+    "targets.*.staging.check_mode": Key(Kind.TEXT, "a plain word", _matches(_NAME)),
     "targets.*.staging.check_command": Key(
         Kind.LIST, "a command as a list of words, the first one a program", _is_command
     ),
@@ -253,10 +260,10 @@ KEYS: dict[str, Key] = {
     "targets.*.prod.pin": Key(Kind.TEXT, "the name of a variable that nothing else uses, or ''", _is_pin),
     "targets.*.build.context": Key(Kind.TEXT, "a folder of the commit: relative, no '..'", _is_below),
     "targets.*.build.dockerfile": Key(Kind.TEXT, "a file below the build context: relative, no '..'", _is_below),
-    "targets.*.build.target": Key(Kind.TEXT, "the name of a build stage, or ''", _or_empty(_matches(_WORD))),
+    "targets.*.build.target": Key(Kind.TEXT, "the name of a build stage, or ''", _or_empty(_matches(_NAME))),
     "targets.*.build.args": Key(
         Kind.TABLE,
-        "a table of build arguments in the settings file, texts all, GIT_SHA not among them",
+        "a table of build arguments in the settings file, texts all; not GIT_SHA, BUILDKIT_SYNTAX or *_PROXY",
         _are_build_args,
         True,
     ),

@@ -127,6 +127,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     host_repos_dir: str = ""
     """Folder of the clones as the Docker host sees them; "" means `repos_dir` (local hosts only)."""
     settle: float = 5
+    secret_names: tuple[str, ...] = ("secret", "token", "passw", "api_key", "apikey", "private_key", "credential")
+    """A variable whose name holds one of these words has a secret value, which is masked wherever it would be shown."""
     host: Host = Host()
     timeouts: Timeouts = Timeouts()
     signing: Signing | None = None

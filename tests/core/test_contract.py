@@ -87,7 +87,9 @@ def test_a_call_brings_its_own_environment_and_nothing_else() -> None:
     assert hook_command("/h", "--verify", {"A": "b c"}) == ["/usr/bin/env", "-i", "A=b c", "/h", "--verify"]
 
 
-@pytest.mark.parametrize(("expected", "passed"), [("", ["EXPECTED_REVISION="]), ("1" * 40, ["EXPECTED_REVISION=" + "1" * 40]), (None, [])])
+@pytest.mark.parametrize(
+    ("expected", "passed"), [("", ["EXPECTED_REVISION="]), ("1" * 40, ["EXPECTED_REVISION=" + "1" * 40]), (None, [])]
+)
 def test_a_deploy_command_passes_the_revision_set_or_not_at_all(expected: str | None, passed: list[str]) -> None:
     command = deploy_command("/h", {"REPO": "shop", "EXPECTED_REVISION": "x"}, expected)
     assert [word for word in command if word.startswith("EXPECTED_REVISION")] == passed

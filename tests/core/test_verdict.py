@@ -87,7 +87,9 @@ def test_equal_full_revisions_are_accepted() -> None:
     assert check_provenance(REVISION.hex, REVISION.hex).ok
 
 
-@pytest.mark.parametrize("other", ["", "*", "1" * 39, "1" * 41, " " + "1" * 40, "1" * 40 + "\n", "A" * 40, "2" * 40, "HEAD"])
+@pytest.mark.parametrize(
+    "other", ["", "*", "1" * 39, "1" * 41, " " + "1" * 40, "1" * 40 + "\n", "A" * 40, "2" * 40, "HEAD"]
+)
 def test_any_other_revision_is_refused(other: str) -> None:
     assert not check_provenance(REVISION.hex, other).ok
     assert not check_provenance(other, REVISION.hex).ok
@@ -143,7 +145,9 @@ def test_the_validated_label_is_accepted() -> None:
     assert check_label(IMAGE, REVISION).subject == IMAGE_ID
 
 
-@pytest.mark.parametrize("label", ["", OTHER_REVISION.hex, REVISION.hex[:12], REVISION.hex + "\n", f"{REVISION.hex}-dirty"])
+@pytest.mark.parametrize(
+    "label", ["", OTHER_REVISION.hex, REVISION.hex[:12], REVISION.hex + "\n", f"{REVISION.hex}-dirty"]
+)
 def test_any_other_label_is_refused(label: str) -> None:
     assert not check_label(replace(IMAGE, revision_label=label), REVISION).ok
 
@@ -273,7 +277,14 @@ def test_a_refusing_hook_is_accepted() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"ok": True}, {"exit_status": 0}, {"exit_status": 2}, {"kind": "usage"}, {"cause": "image-missing"}, {"cause": ""}],
+    [
+        {"ok": True},
+        {"exit_status": 0},
+        {"exit_status": 2},
+        {"kind": "usage"},
+        {"cause": "image-missing"},
+        {"cause": ""},
+    ],
     ids=str,
 )
 def test_a_hook_that_refuses_otherwise_is_refused(change: Change) -> None:
