@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _REPO = click.option("--repo", required=True, metavar="NAME", help="The repo whose targets are meant.")
 _BRANCH = click.option("--branch", required=True, metavar="NAME", help="The branch whose worktree HEAD was validated.")
 _REVISION = click.option(
-    "--gate-revision", default="", metavar="SHA", help="The full commit ID that was validated; must equal the branch's."
+    "--gate-revision", default=None, metavar="SHA", help="The full commit ID that was validated; must equal the branch's."
 )
 _CONFIG = click.option(
     "--gate-config",
@@ -42,7 +42,7 @@ def main() -> None:
 @_BRANCH
 @_REVISION
 @_CONFIG
-def promote(repo: str, branch: str, gate_revision: str, gate_config: Path | None) -> None:
+def promote(repo: str, branch: str, gate_revision: str | None, gate_config: Path | None) -> None:
     """Promote the image that the newest complete gate of this revision proved.
 
     Exit status: the hook's own. 0 promoted, 1 refused, 2 wrong usage, 3 rolled back, 4 production needs a person,
@@ -59,7 +59,7 @@ def promote(repo: str, branch: str, gate_revision: str, gate_config: Path | None
 @_BRANCH
 @_REVISION
 @_CONFIG
-def doctor(repo: str, branch: str, gate_revision: str, gate_config: Path | None) -> None:
+def doctor(repo: str, branch: str, gate_revision: str | None, gate_config: Path | None) -> None:
     """Show the settings with their sources, and try each thing that a gate needs; nothing is changed."""
     with _told_in_one_line(), _open_run(branch, gate_revision, gate_config) as (run, configuration):
         _show_settings(configuration)
@@ -103,7 +103,7 @@ def _targets(run: GateRun, repo: str) -> tuple[Target, ...]:
 
 
 @contextmanager
-def _open_run(branch: str, gate_revision: str, gate_config: Path | None) -> Iterator[tuple[GateRun, Configuration]]:
+def _open_run(branch: str, gate_revision: str | None, gate_config: Path | None) -> Iterator[tuple[GateRun, Configuration]]:
     from pytest_imagefresh.adapters.configuration import load_configuration
     from pytest_imagefresh.progress import EchoProgress
     from pytest_imagefresh.run import GateRun
@@ -134,13 +134,14 @@ def _show_reports(reports: list[tuple[Target, HookReport]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("target", "outcome", "revision", "image ID", "reason")
+    table = Table("target", "outcome", "revision", "image ID")
     for target, report in reports:
         outcome = "promoted" if report.ok else report.kind
-        table.add_row(
-            target.name, outcome, report.revision[:12], report.image_id.removeprefix("sha256:")[:12], report.reason
-        )
+        table.add_row(target.name, outcome, report.revision[:12], report.image_id.removeprefix("sha256:")[:12])
     Console().print(table)
+    # A line each: a table cuts what is wider than the terminal, and IDs are.
+    for target, report in reports:
+        click.echo(f"{target.name}: {report.reason}")
 
 
 def _show_settings(configuration: Configuration) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from pytest_imagefresh import shipped
 from pytest_imagefresh.adapters.compose import read_build
 from pytest_imagefresh.adapters.engine import Engine, connect_engine
-from pytest_imagefresh.adapters.git import find_clone, read_anchor, read_tree_files
+from pytest_imagefresh.adapters.git import find_clone, parse_gate_revision, read_anchor, read_tree_files
 from pytest_imagefresh.adapters.hook import InstalledHook, bundled_hook
 from pytest_imagefresh.adapters.host import Host, connect
 from pytest_imagefresh.adapters.records import new_run_id
@@ -103,14 +103,15 @@ class GateRun:
         *,
         rootdir: Path,
         branch: str,
-        gate_revision: str = "",
+        gate_revision: str | None = None,
         run_id: RunId | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.settings = settings
         self.rootdir = rootdir
         self.branch = BranchName(branch)
-        self.gate_revision = gate_revision
+        # Given but empty is a lost value of the pipeline's, and refused; only None is "not given".
+        self.gate_revision = "" if gate_revision is None else parse_gate_revision(gate_revision).hex
         self.run_id = run_id or new_run_id()
         self.progress: Progress = progress or Silent()
         self.mask = Masker(settings.secret_names)

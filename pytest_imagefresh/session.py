@@ -17,7 +17,6 @@ from _pytest._io import TerminalWriter
 from pytest_imagefresh import docker_fixtures, evidence, fixtures, junit, summary, workers
 from pytest_imagefresh.adapters import records
 from pytest_imagefresh.adapters.configuration import load_configuration
-from pytest_imagefresh.adapters.git import parse_gate_revision
 from pytest_imagefresh.core.chain import ORDER, ExitStatus, Ledger, Link, Outcome, Proof, exit_status
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError, ImagefreshError
 from pytest_imagefresh.core.identity import RepoName
@@ -363,12 +362,11 @@ class GateSession:
 
 
 def _make_run(config: pytest.Config, configuration: Configuration, progress: TerminalProgress) -> GateRun:
-    given = config.getoption("gate_revision")
     return GateRun(
         configuration.settings,
         rootdir=config.rootpath,
         branch=config.getoption("gate_branch") or "",
-        gate_revision="" if given is None else parse_gate_revision(given).hex,
+        gate_revision=config.getoption("gate_revision"),
         run_id=workers.given_run_id(config),
         progress=progress,
     )

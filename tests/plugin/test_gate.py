@@ -201,6 +201,7 @@ def test_failures_and_errors_are_told_apart_in_the_junit_report(gate_folder: Gat
         (["--branch", "a b"], "not a branch name"),
         (["--gate-config", "missing.toml"], "missing.toml"),
         (["--gate-revision", "abc"], "abc"),
+        (["--gate-revision", ""], "''"),
     ],
     ids=str,
 )
