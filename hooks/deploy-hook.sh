@@ -1,0 +1,1744 @@
+#!/bin/bash -p
+# shellcheck disable=SC2154 # the variables of the contract come from the caller's environment
+#
+# Build, try and promote one image on one Docker host, or refuse and say why.
+# Modes, variables, exit statuses: --help here, and docs/deploy-hook.md in full.
+
+# Constants of the installed file. Whoever installs the hook may edit them; no caller can.
+readonly SAFE_PATH='/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+readonly ENGINE='unix:///var/run/docker.sock'
+readonly DOCKER_CONFIG_DIR=''
+readonly TEMP_DIR='/var/tmp'
+
+set -Eeuo pipefail
+shopt -s inherit_errexit
+# bash 5.2 reads a & in ${x//a/b} as "what matched"; older ones do not know the option.
+shopt -u patsub_replacement 2>/dev/null || :
+
+readonly CONTRACT=1
+readonly LABEL='org.opencontainers.image.revision'
+# Seconds: a question to the engine; compose recreating one service, its stop grace period included; waiting for a lock.
+readonly QUICK=30 RECREATE=300 BUILD_WAIT=600 PROMOTE_WAIT=120
+readonly OUTPUT_LIMIT=1048576
+
+readonly COMMON_VARIABLES='REPO RUN_ID COMPOSE_DIR HEALTH_PATH HEALTH_TIMEOUT SETTLE'
+readonly STAGING_VARIABLES='GIT_SHA BUILD_CONTEXT BUILD_SUBDIR BUILD_DOCKERFILE BUILD_TARGET BUILD_ARGS TARGET_IMAGE
+  TARGET_SERVICE TARGET_PORT COMPOSE_PROFILE STAGING_CONTAINER STAGING_CHECK_COMMAND STAGING_CHECK_PATH
+  STAGING_CHECK_MODE BUILD_TIMEOUT CHECK_TIMEOUT'
+readonly PROMOTION_VARIABLES='SOURCE_IMAGE EXPECTED_REVISION EXPECTED_IMAGE_ID PROD_IMAGE PROD_SERVICE PROD_PORT
+  PROD_PROFILE PROD_PIN'
+
+# What is looked at of a container, a line each.
+# shellcheck disable=SC2016 # the engine's template variables, not ours
+readonly CONTAINER_FORMAT='{{.Id}}
+{{.Name}}
+{{.Image}}
+{{.State.Status}}
+{{.State.ExitCode}}
+{{.State.StartedAt}}
+{{.RestartCount}}
+{{.HostConfig.NetworkMode}}
+{{with index .State "Health"}}{{.Status}}{{end}}
+{{range $port, $hosts := .NetworkSettings.Ports}}{{range $hosts}}{{$port}}|{{.HostIp}}|{{.HostPort}} {{end}}{{end}}.'
+
+readonly HEX40='[0-9a-f]{40}'
+readonly IMAGE_ID_PATTERN='sha256:[0-9a-f]{64}'
+readonly NAME_PATTERN='[A-Za-z0-9][A-Za-z0-9_.-]{0,127}'
+readonly SECONDS_PATTERN='[0-9]{1,6}(\.[0-9]{1,6})?'
+# Source: the grammar of references in distribution/reference, without digests.
+readonly PATH_COMPONENT='[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*'
+readonly DOMAIN='[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?' TAG=':[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}'
+readonly REFERENCE_PATTERN="(${DOMAIN}/)?${PATH_COMPONENT}(/${PATH_COMPONENT})*(${TAG})?"
+# A printable ASCII run or one well-formed UTF-8 sequence (Unicode 15, table 3-7), byte by byte under LC_ALL=C.
+readonly UTF8_1=$'[ -~]+|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}'
+readonly UTF8_2=$'\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}'
+readonly UTF8_3=$'[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2}'
+readonly UTF8_PATTERN="^(${UTF8_1}|${UTF8_2}|${UTF8_3})"
+
+usage() {
+  cat <<'TEXT'
+usage: deploy-hook.sh --build-staging | --verify | --promote | --contract | --help
+
+  --build-staging  build GIT_SHA, recreate staging from it, wait for health, run the staging check
+  --verify         every check of --promote; changes nothing
+  --promote        verify, recreate production from the image ID, tag last; also without an argument
+  --contract       print the version of this contract
+  --help           print this text
+
+Everything else comes in variables:
+  always     REPO RUN_ID COMPOSE_DIR HEALTH_PATH HEALTH_TIMEOUT SETTLE
+  staging    GIT_SHA BUILD_CONTEXT [BUILD_SUBDIR BUILD_DOCKERFILE BUILD_TARGET BUILD_ARGS] TARGET_IMAGE TARGET_SERVICE
+             TARGET_PORT COMPOSE_PROFILE STAGING_CONTAINER STAGING_CHECK_COMMAND or STAGING_CHECK_PATH
+             [STAGING_CHECK_MODE] BUILD_TIMEOUT CHECK_TIMEOUT [PROD_IMAGE PROD_SERVICE PROD_PORT]
+  promotion  SOURCE_IMAGE [EXPECTED_REVISION EXPECTED_IMAGE_ID] PROD_IMAGE PROD_SERVICE PROD_PORT
+             [PROD_PROFILE PROD_PIN]
+
+exit 0 done, 1 refused, 2 wrong usage, 3 rolled back, 4 production needs a person, 11 could not find out
+TEXT
+}
+
+# --- What the run knows so far ---------------------------------------------------------------------------------------
+
+reset_state() {
+  # For the JSON line.
+  MODE='' IMAGE_ID='' TREE='' REVISION='' CONTAINER_ID='' ENGINE_ID='' CHECK_STATUS='' CHECK_FILE='' STEP_TIMES=''
+  # "before" production changed, "swapping" it, or "rolling-back": decides what a refusal means.
+  PHASE='before'
+  CONCLUDED='' STEP='' STEP_START=0 FAILURE=''
+  # What tidy_up has to undo.
+  WORK='' CHILD='' READERS=() RUN_TAG='' CHECKING='' HOLDER='' PIN_DRAFT=''
+  # Answers of the functions below: bash cannot hand back a value and keep errexit.
+  REPLY='' STATUS=0 NOW=0 ANSWER='' STARTED_AT=''
+  PREVIOUS_ID='' PREVIOUS_TAG_ID='' PIN_FILE='' PIN_TEXT='' COMMITTED='' TAGGING=''
+  SEEN_ID='' SEEN_REVISION='' CHECK_COMMAND=() BUILD_ITEMS=() LFS_PATHS=() CHILD_ENV=() STORES=0
+}
+
+# --- Speaking --------------------------------------------------------------------------------------------------------
+
+# Say one line to people. A caller who no longer listens ends the run, as long as production is untouched.
+say() {
+  local line="imagefresh: $*"
+  printf '%s\n' "${line//[[:cntrl:]]/ }" 2>/dev/null >&4 ||
+    [[ "${PHASE}" != before || -n "${CONCLUDED}" ]] ||
+    interrupted PIPE
+}
+
+# Announce a step as it starts; its name is a key of "seconds" in the JSON line.
+step() {
+  end_step
+  STEP=$1
+  [[ "${PHASE}" != rolling-back ]] || STEP="rollback-$1"
+  STEP_START=${NOW}
+  say "step: $2"
+}
+
+end_step() {
+  now
+  [[ -n "${STEP}" ]] || return 0
+  local taken=$((NOW - STEP_START)) pair
+  printf -v pair '"%s":%d.%03d' "${STEP}" $((taken / 1000)) $((taken % 1000))
+  STEP_TIMES+=${STEP_TIMES:+,}${pair}
+  STEP=''
+}
+
+# Leave the time in NOW, in milliseconds.
+now() {
+  local moment=${EPOCHREALTIME-}
+  if [[ -n "${moment}" ]]; then
+    NOW=$((${moment/[.,]/} / 1000))
+  else
+    NOW=$(date +%s%3N) # bash 4.4 has no EPOCHREALTIME
+  fi
+}
+
+# Leave in REPLY what is left of a text when control characters and bytes that are no UTF-8 are dropped.
+keep_utf8() {
+  local rest=${1//[[:cntrl:]]/}
+  REPLY=''
+  while [[ -n "${rest}" ]]; do
+    if [[ "${rest}" =~ ${UTF8_PATTERN} ]]; then
+      REPLY+=${BASH_REMATCH[0]}
+      rest=${rest:${#BASH_REMATCH[0]}}
+    else
+      rest=${rest:1}
+    fi
+  done
+}
+
+# Leave "KEY":"TEXT" in REPLY.
+json_pair() {
+  local backslash=\\ quote=\"
+  keep_utf8 "${2:0:4000}"
+  REPLY=${REPLY//"${backslash}"/"${backslash}${backslash}"}
+  REPLY="${quote}$1${quote}:${quote}${REPLY//"${quote}"/"${backslash}${quote}"}${quote}"
+}
+
+# Print the one line of standard output: KIND CAUSE REASON.
+print_result() {
+  local line ok=false pair output=''
+  [[ "$1" != 'done' ]] || ok=true
+  json_pair mode "${MODE}"
+  line="{${REPLY},\"ok\":${ok}"
+  for pair in "kind=$1" "cause=$2" "reason=$3" "revision=${REVISION}" "tree=${TREE}" "image_id=${IMAGE_ID}" \
+    "container_id=${CONTAINER_ID}" "engine_id=${ENGINE_ID}"; do
+    json_pair "${pair%%=*}" "${pair#*=}"
+    line+=",${REPLY}"
+  done
+  [[ ! -f "${CHECK_FILE}" ]] || output=$(head -c "${OUTPUT_LIMIT}" <"${CHECK_FILE}" | base64 -w 0)
+  line+=",\"seconds\":{${STEP_TIMES}},\"check_status\":${CHECK_STATUS:-null},\"check_output\":\"${output}\"}"
+  printf '%s\n' "${line}" >&3 2>/dev/null
+}
+
+# --- Ending ----------------------------------------------------------------------------------------------------------
+
+# We know, and it is no: CAUSE OBSERVED ADVICE. Once production is changing, a no means: back to the previous image.
+refuse() {
+  stop refused "$1" "$2; $3"
+}
+
+# We could not find out: CAUSE OBSERVED ADVICE.
+cannot_tell() {
+  stop unknown "$1" "$2; $3"
+}
+
+# The caller asked wrongly, and nothing was tried: CAUSE OBSERVED ADVICE.
+misuse() {
+  conclude usage "$1" "$2; $3"
+}
+
+# KIND CAUSE REASON
+stop() {
+  case "${PHASE}" in
+    before) conclude "$@" ;;
+    swapping) roll_back "$2" "$3" ;;
+    *) conclude broken "${FAILURE%%:*}" "${FAILURE#*:}; the rollback failed too: $3; look at production by hand" ;;
+  esac
+}
+
+# The one way out: KIND CAUSE REASON.
+conclude() {
+  trap - ERR
+  trap '' HUP INT TERM PIPE
+  set +e
+  exec >&4 2>&4 # a trap may find them redirected, to a pipe whose reader would never end
+  CONCLUDED=1
+  local status
+  status=$(exit_status "$1")
+  [[ "${status}" == 0 ]] || say "$1: $3"
+  end_step
+  tidy_up_engine
+  print_result "$@"
+  tidy_up_files
+  exit "${status}"
+}
+
+exit_status() {
+  case "$1" in
+    done) printf 0 ;;
+    refused) printf 1 ;;
+    usage) printf 2 ;;
+    rolled-back) printf 3 ;;
+    unknown) printf 11 ;;
+    *) printf 4 ;;
+  esac
+}
+
+# End what still runs, and take back what only this run needed.
+tidy_up_engine() {
+  if [[ -n "${CHILD}" ]]; then
+    kill -TERM "${CHILD}" 2>/dev/null
+    wait "${CHILD}" 2>/dev/null
+  fi
+  await_readers 2>/dev/null
+  if [[ -n "${CHECKING}" ]]; then # ends the hung process inside the container too
+    run_child "${QUICK}" docker container restart -t 2 "${CONTAINER_ID}" >/dev/null 2>&1
+  fi
+  [[ -n "${RUN_TAG}" ]] || return 0
+  # --force: a container that runs the image must not keep the tag alive. --no-prune: never a parent image.
+  run_child "${QUICK}" docker image rm --force --no-prune "${RUN_TAG}" >"${WORK}/out" 2>"${WORK}/err"
+  [[ "${STATUS}" == 0 ]] || grep -q 'No such image' "${WORK}/err" ||
+    say "warning: the tag ${RUN_TAG} could not be removed"
+}
+
+tidy_up_files() {
+  [[ -z "${PIN_DRAFT}" ]] || rm -f -- "${PIN_DRAFT}"
+  [[ -z "${HOLDER}" ]] || rm -f -- "${HOLDER}"
+  [[ -z "${WORK}" ]] || rm -rf -- "${WORK}"
+}
+
+# Something failed that nobody looked at. LINE COMMAND
+on_error() {
+  local status=$?
+  ((BASH_SUBSHELL == 0)) || exit "${status}"
+  refuse internal "line $1 of the hook failed unexpectedly: $2 (status ${status})" "report it with this line"
+}
+
+# SIGNAL
+interrupted() {
+  cannot_tell interrupted "the run was ended by SIG$1, or its caller is gone; production is as it was" "start it again"
+}
+
+on_exit() {
+  [[ -n "${CONCLUDED}" ]] || conclude unknown internal 'the hook ended without a decision; report it'
+}
+
+# --- Running commands ------------------------------------------------------------------------------------------------
+
+# Run one command: SECONDS ARGV. Leaves its status in STATUS; 124 and 137 mean that the time ran out.
+# In the background, because only `wait` lets a trap run at once; <&0, because bash gives such a command /dev/null.
+run_child() {
+  local limit=$1
+  shift
+  STATUS=0
+  env -i "${CHILD_ENV[@]}" timeout -k 5 "${limit}" "$@" <&0 3>&- 4>&- &
+  CHILD=$!
+  wait "${CHILD}" || STATUS=$?
+  CHILD=''
+}
+
+# Run a command that changes nothing, without the lock. Leaves STATUS, standard output in REPLY and $WORK/out.
+ask() {
+  run_child "$@" >"${WORK}/out" 2>"${WORK}/err" 9>&-
+  refuse_timeout "$@"
+  read_reply
+}
+
+# Run a command that changes the host: it inherits the lock, which stays taken as long as it works.
+change() {
+  run_child "$@" >"${WORK}/out" 2>"${WORK}/err"
+  refuse_timeout "$@"
+  read_reply
+}
+
+# Leave what the last command printed in REPLY, up to a NUL byte, without the newline at its end.
+read_reply() {
+  IFS= read -r -d '' REPLY <"${WORK}/out" || :
+  REPLY=${REPLY%$'\n'}
+}
+
+refuse_timeout() {
+  local limit=$1
+  case "${STATUS}" in
+    124 | 137)
+      shift
+      local shown=()
+      while [[ "$#" -gt 0 && "${#shown[@]}" -lt 4 ]]; do
+        [[ "$1" == env || "$1" == *=* ]] || shown+=("$1")
+        shift
+      done
+      cannot_tell timeout "${shown[*]}: expected an end within ${limit} s, observed none" \
+        "look at the engine and try again"
+      ;;
+    *) ;;
+  esac
+}
+
+# Wait until everything that a command wrote has been passed on.
+await_readers() {
+  local reader
+  for reader in "${READERS[@]}"; do
+    wait "${reader}" || :
+  done
+  READERS=()
+}
+
+# Leave in REPLY what a person may see of a text from outside: one line, no escape sequences, no secrets, 400 bytes.
+one_line() {
+  local secret='((password|passwd|secret|token|api[_-]?key)[A-Za-z0-9_]*"?[=:] ?)[^ ]+'
+  local login='(://[^/@: ]*):[^/@ ]+@' colour='\x1b\[[0-9;]*[A-Za-z]'
+  REPLY=$(sed -E -e "s/${colour}//g" -e "s#${login}#\\1:***@#g" -e "s/${secret}/\\1***/Ig" <<<"$1" |
+    tr -s '[:cntrl:] ' ' ')
+  REPLY=${REPLY# }
+  REPLY=${REPLY% }
+  REPLY=${REPLY:0:400}
+}
+
+# Leave the last line that a command wrote to standard error in REPLY.
+error_line() {
+  REPLY=$(sed '/^[[:space:]]*$/d' "${WORK}/err" | tail -n 1)
+  one_line "${REPLY:-no message}"
+}
+
+# Leave the number of milliseconds of a number of seconds in REPLY.
+milliseconds() {
+  local whole=${1%%.*} part=000
+  [[ "$1" != *.* ]] || part=${1#*.}000
+  REPLY=$((10#${whole} * 1000 + 10#${part:0:3}))
+}
+
+pause() {
+  sleep "$1" || :
+}
+
+# --- The caller's variables ------------------------------------------------------------------------------------------
+
+# Keep the variables of the contract, as plain shell variables, and nothing else of the environment.
+clean_environment() {
+  local name names
+  names=$(compgen -e)
+  for name in ${names}; do
+    case " ${COMMON_VARIABLES} ${STAGING_VARIABLES//$'\n'/ } ${PROMOTION_VARIABLES//$'\n'/ } " in
+      *" ${name} "*) export -n "${name?}" ;;
+      *) unset -v "${name}" 2>/dev/null || export -n "${name?}" ;; # read-only ones cannot be unset
+    esac
+  done
+  unset -v HOME
+  HOME=~ # without HOME bash asks the user database
+  export PATH=${SAFE_PATH} LC_ALL=C HOME
+}
+
+# Stop unless a variable is set and matches: NAME PATTERN EXPECTED. The name is always one of our own.
+need() {
+  local name=$1
+  [[ -n "${!name+set}" ]] || misuse variable-missing "$1: expected $3, observed nothing" "set it"
+  require_match "$@"
+}
+
+# The same for a variable that may be absent or empty.
+may_have() {
+  local name=$1
+  if [[ -n "${!name-}" ]]; then
+    require_match "$@"
+  else
+    printf -v "${name}" '%s' ''
+  fi
+}
+
+require_match() {
+  local name=$1 pattern="^($2)\$"
+  local value=${!name}
+  [[ "${#value}" -le 4096 && "${value}" =~ ${pattern} ]] || malformed "$1" "$3"
+}
+
+# NAME EXPECTED
+malformed() {
+  local name=$1
+  local value=${!name}
+  value=${value:0:200}
+  misuse variable-malformed "$1: expected $2, observed ${value@Q}" "correct it"
+}
+
+need_port() {
+  local name=$1
+  need "$1" '[1-9][0-9]{0,4}' 'a port number from 1 to 65535'
+  [[ "${!name}" -le 65535 ]] || malformed "$1" 'a port number from 1 to 65535'
+}
+
+# A number of seconds above zero.
+need_timeout() {
+  local name=$1
+  need "$1" "${SECONDS_PATTERN}" 'a number of seconds above 0, such as 60 or 2.5'
+  milliseconds "${!name}"
+  [[ "${REPLY}" -gt 0 ]] || malformed "$1" 'a number of seconds above 0'
+}
+
+need_reference() {
+  local name=$1
+  need "$1" "${REFERENCE_PATTERN}" 'an image reference such as name or registry/name:tag, without a digest'
+  case "${!name}" in
+    sha256:* | imagefresh-run | imagefresh-run:* | *:imagefresh-previous)
+      malformed "$1" 'a reference that the hook does not reserve for itself'
+      ;;
+    *) [[ ! "${!name}" =~ ^[0-9a-f]{64}$ ]] || malformed "$1" 'an image reference, not an ID' ;;
+  esac
+}
+
+need_service() {
+  need "$1" "${NAME_PATTERN}" 'the name of a compose service'
+}
+
+# A path inside the tree: never absolute, never upwards, nothing unprintable.
+need_relative_path() {
+  local name=$1
+  need "$1" '[^/[:cntrl:]][^[:cntrl:]]*' 'a relative path inside the tree of the commit'
+  [[ "/${!name}/" != */../* ]] || malformed "$1" "a relative path without '..'"
+}
+
+# Leave in ITEMS what a variable holds as base64 of NUL-terminated items: NAME EXPECTED.
+# Encoding the items again must give the very same text, so nothing is dropped, cut off or read loosely.
+decode_items() {
+  local name=$1 again
+  mapfile -d '' -t ITEMS < <(printf '%s' "${!name}" | base64 -d 2>/dev/null || :)
+  again=$(printf '%s\0' "${ITEMS[@]}" | base64 -w 0)
+  [[ "${#ITEMS[@]}" -gt 0 && "${again}" == "${!name}" ]] || malformed "$1" "$2"
+}
+
+read_common_variables() {
+  need REPO '[A-Za-z0-9][A-Za-z0-9._-]{0,99}' 'the name of a repo: letters, digits, . _ -'
+  [[ "${REPO}" != *..* && "${REPO}" != *.git ]] || malformed REPO "a name without '..' and without '.git' at the end"
+  need RUN_ID '[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}' 'YYYYMMDDThhmmssZ-xxxxxxxx'
+  need COMPOSE_DIR '/[^[:cntrl:]]*' "the absolute path of the compose file's folder"
+  [[ -d "${COMPOSE_DIR}" ]] || malformed COMPOSE_DIR 'a folder that exists on this host'
+  need HEALTH_PATH '/[A-Za-z0-9._~/%?&=+:@,;-]*' 'a URL path that starts with /'
+  need_timeout HEALTH_TIMEOUT
+  need SETTLE "${SECONDS_PATTERN}" 'a number of seconds, such as 5 or 0.5'
+}
+
+read_staging_variables() {
+  need GIT_SHA "${HEX40}" 'a full commit ID, 40 lowercase hex characters'
+  need BUILD_CONTEXT '/[^[:cntrl:]]*' 'the absolute path of a clone'
+  read_build_variables
+  need_reference TARGET_IMAGE
+  need_service TARGET_SERVICE
+  need_port TARGET_PORT
+  need COMPOSE_PROFILE "${NAME_PATTERN}" 'a compose profile (without one, compose would start production services too)'
+  need STAGING_CONTAINER "${NAME_PATTERN}" 'the name of a container'
+  read_check_variables
+  need_timeout BUILD_TIMEOUT
+  need_timeout CHECK_TIMEOUT
+  : "${PROD_IMAGE=}" "${PROD_PORT=}"
+  [[ -z "${PROD_IMAGE}" ]] || need_reference PROD_IMAGE
+  [[ -z "${PROD_PORT}" ]] || need_port PROD_PORT
+  may_have PROD_SERVICE "${NAME_PATTERN}" 'the name of a compose service'
+}
+
+read_build_variables() {
+  local item
+  local -A seen=()
+  : "${BUILD_SUBDIR=.}" "${BUILD_DOCKERFILE=Dockerfile}"
+  need_relative_path BUILD_SUBDIR
+  need_relative_path BUILD_DOCKERFILE
+  may_have BUILD_TARGET '[A-Za-z0-9][A-Za-z0-9_.-]{0,127}' 'the name of a build stage'
+  [[ -n "${BUILD_ARGS-}" ]] || return 0
+  decode_items BUILD_ARGS 'base64 of NAME=value items, a NUL byte after each'
+  for item in "${ITEMS[@]}"; do
+    [[ "${item}" =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] ||
+      misuse variable-malformed "BUILD_ARGS: expected NAME=value items, observed ${item@Q}" "correct it"
+    refuse_reserved_argument "${item%%=*}"
+    [[ -z "${seen[${item%%=*}]-}" ]] ||
+      misuse variable-malformed "BUILD_ARGS: expected each name once, observed ${item%%=*} twice" "drop one"
+    seen[${item%%=*}]=1
+  done
+  BUILD_ITEMS=("${ITEMS[@]}")
+}
+
+# Some build arguments have a meaning for the builder itself, or for the proof.
+refuse_reserved_argument() {
+  case "${1^^}" in
+    GIT_SHA)
+      misuse variable-malformed "BUILD_ARGS: expected no $1, since the hook passes GIT_SHA itself, observed one" \
+        "drop it"
+      ;;
+    *_PROXY | BUILDKIT_SYNTAX)
+      misuse variable-malformed "BUILD_ARGS: expected no $1, which redirects the builder, observed one" \
+        "set proxies in the Docker configuration of this host"
+      ;;
+    *) ;;
+  esac
+}
+
+read_check_variables() {
+  if [[ -n "${STAGING_CHECK_COMMAND+set}" ]]; then
+    decode_items STAGING_CHECK_COMMAND 'base64 of the words of a command, a NUL byte after each'
+    CHECK_COMMAND=("${ITEMS[@]}")
+    [[ -n "${CHECK_COMMAND[0]}" ]] || malformed STAGING_CHECK_COMMAND 'a command whose first word is not empty'
+  else
+    : "${STAGING_CHECK_MODE=stub}"
+    need STAGING_CHECK_PATH '[^[:cntrl:]-][^[:cntrl:]]*' 'the path of the staging check in the image'
+    need STAGING_CHECK_MODE "${NAME_PATTERN}" 'a mode of the staging check'
+    CHECK_COMMAND=(python3 "${STAGING_CHECK_PATH}" --mode "${STAGING_CHECK_MODE}")
+  fi
+}
+
+read_promotion_variables() {
+  if [[ ! "${SOURCE_IMAGE-}" =~ ^${IMAGE_ID_PATTERN}$ ]]; then
+    need_reference SOURCE_IMAGE
+    # Without a tag, a hexadecimal name could be read as the start of an ID.
+    [[ "${SOURCE_IMAGE##*/}" == *:* ]] || SOURCE_IMAGE+=:latest
+  fi
+  need_reference PROD_IMAGE
+  need_service PROD_SERVICE
+  need_port PROD_PORT
+  may_have PROD_PROFILE "${NAME_PATTERN}" 'a compose profile, or nothing'
+  may_have PROD_PIN '[A-Za-z_][A-Za-z0-9_]{0,127}' 'the name of a variable, or nothing'
+  case "${PROD_PIN^^}" in
+    PATH | HOME | LC_* | LD_* | DOCKER_* | COMPOSE_* | BUILDKIT_* | GIT_*)
+      malformed PROD_PIN 'a name that means nothing to other programs'
+      ;;
+    *) ;;
+  esac
+}
+
+# Leave in REPLY a reference as the engine reads it: `x`, `x:latest` and `docker.io/library/x` are one.
+canonical() {
+  local reference=${1%%@*}
+  reference=${reference#index.docker.io/}
+  reference=${reference#docker.io/}
+  reference=${reference#library/}
+  [[ "${reference##*/}" == *:* ]] || reference+=:latest
+  REPLY=${reference}
+}
+
+# --- The host --------------------------------------------------------------------------------------------------------
+
+# A private folder, the environment of every command, and an engine that answers.
+prepare_host() {
+  local tool
+  for tool in docker git curl flock timeout base64 readlink; do
+    tool=$(type -P "${tool}") ||
+      cannot_tell tool-missing \
+        "this host: expected docker, git, curl, flock, timeout, base64 and readlink, observed not all" \
+        "install them in ${SAFE_PATH}"
+  done
+  WORK=$(mktemp -d "${TEMP_DIR}/imagefresh.XXXXXXXXXX") ||
+    cannot_tell no-temp "${TEMP_DIR}: expected room for a private folder, observed none" "free some space"
+  mkdir -- "${WORK}/docker" ||
+    cannot_tell no-temp "${TEMP_DIR}: expected room for a private folder, observed none" "free some space"
+  # Orphans: COMPOSE_REMOVE_ORPHANS in a .env must not make compose remove what another profile runs.
+  CHILD_ENV=("PATH=${SAFE_PATH}" "HOME=${HOME}" LC_ALL=C COMPOSE_REMOVE_ORPHANS=false COMPOSE_IGNORE_ORPHANS=true
+    "DOCKER_HOST=${ENGINE}" "DOCKER_CONFIG=${DOCKER_CONFIG_DIR:-${WORK}/docker}")
+  cd -- "${COMPOSE_DIR}" ||
+    cannot_tell compose-dir "COMPOSE_DIR: expected a folder that the hook may enter, observed ${COMPOSE_DIR}" \
+      "correct its mode"
+  require_engine
+}
+
+require_engine() {
+  ask "${QUICK}" docker info --format '{{.ID}}'
+  if [[ "${STATUS}" != 0 || ! "${REPLY}" =~ ^[A-Za-z0-9:_-]+$ ]]; then
+    error_line
+    cannot_tell engine-down "the engine at ${ENGINE}: expected an answer, observed: ${REPLY}" "start it and try again"
+  fi
+  ENGINE_ID=${REPLY}
+}
+
+# A docker command said no: CAUSE OBSERVED ADVICE. Is that an answer, or is the engine gone?
+blame() {
+  require_engine
+  refuse "$@"
+}
+
+# Wait at most SECONDS for the lock of this compose folder. Its file is never deleted: a lock on a deleted file is none.
+take_lock() {
+  local holder=''
+  STATE="${COMPOSE_DIR}/.imagefresh"
+  step lock "taking the lock of ${COMPOSE_DIR}"
+  open_state
+  run_child "${QUICK}" flock -n 9
+  if [[ "${STATUS}" != 0 ]]; then
+    [[ ! -f "${STATE}/holder" ]] || holder=$(<"${STATE}/holder")
+    say "another run holds the lock: ${holder:-unknown}; waiting at most $1 s"
+    run_child "$(($1 + QUICK))" flock -w "$1" 9
+    [[ "${STATUS}" == 0 ]] ||
+      cannot_tell locked \
+        "${COMPOSE_DIR}: expected the lock within $1 s, observed that another run holds it: ${holder:-unknown}" \
+        "wait for that run and try again"
+  fi
+  HOLDER="${STATE}/holder"
+  holder=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+  printf '%s %s since %s\n' "${RUN_ID}" "${MODE}" "${holder}" >"${HOLDER}"
+}
+
+open_state() {
+  mkdir -m 0700 -- "${STATE}" 2>/dev/null || [[ -d "${STATE}" && ! -L "${STATE}" && -O "${STATE}" ]] ||
+    refuse state-unsafe "${STATE}: expected a folder that this user owns or can create, observed none" 'correct it'
+  chmod 0700 -- "${STATE}" ||
+    refuse state-unsafe "${STATE}: expected a folder that only this user can enter, observed another mode" 'correct it'
+  { exec 9<>"${STATE}/lock"; } 2>/dev/null ||
+    refuse state-unsafe "${STATE}/lock: expected a file that the hook can open, observed none" 'correct or remove it'
+}
+
+# --- Compose ---------------------------------------------------------------------------------------------------------
+
+# Resolve the host's own compose files once, all profiles, into $WORK/compose.json. ARGV: nothing, or env with a pin.
+resolve_compose() {
+  # Where there is none, compose would take one of a folder above.
+  [[ -f compose.yaml || -f compose.yml || -f docker-compose.yaml || -f docker-compose.yml ]] ||
+    grep -qs '^COMPOSE_FILE=' .env ||
+    refuse compose-missing "${COMPOSE_DIR}: expected a compose file, observed none" \
+      "COMPOSE_DIR names the folder of compose.yaml"
+  ask "${QUICK}" "$@" docker compose --profile '*' config --format json
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame compose-invalid "${COMPOSE_DIR}: expected a valid compose file, observed: ${REPLY}" "correct it"
+  fi
+  cp -- "${WORK}/out" "${WORK}/compose.json"
+  parse_compose "${WORK}/compose.json"
+}
+
+# Leave PROJECT and the SERVICE_* tables. The JSON is Compose's own, one value per line, indented by two spaces.
+parse_compose() {
+  local line section='' service='' key=''
+  PROJECT=''
+  declare -gA SERVICE_IMAGE=() SERVICE_CONTAINER=() SERVICE_BUILD=()
+  declare -gA SERVICE_PROFILES=() SERVICE_DEPENDS=() SERVICE_PORTS=()
+  while IFS= read -r line; do
+    if [[ "${line}" =~ ^' '{2}\"([a-z0-9-]+)\":' '(.*)$ ]]; then
+      section=${BASH_REMATCH[1]}
+      [[ "${section}" != name ]] || PROJECT=${BASH_REMATCH[2]//[\",]/}
+    elif [[ "${section}" != services ]]; then
+      continue
+    elif [[ "${line}" =~ ^' '{4}\"([^\"]+)\":' {' ]]; then
+      service=${BASH_REMATCH[1]}
+      SERVICE_IMAGE[${service}]="${PROJECT}-${service}"
+      SERVICE_CONTAINER[${service}]="${PROJECT}-${service}-1"
+    elif [[ "${line}" =~ ^' '{6}\"([a-z_]+)\":' '(.*)$ ]]; then
+      key=${BASH_REMATCH[1]}
+      parse_service_key "${service}" "${key}" "${BASH_REMATCH[2]}"
+    else
+      parse_service_item "${service}" "${key}" "${line}"
+    fi
+  done <"$1"
+}
+
+# SERVICE KEY VALUE
+parse_service_key() {
+  local value=${3%,}
+  value=${value#\"}
+  value=${value%\"}
+  case "$2" in
+    image) SERVICE_IMAGE[$1]=${value} ;;
+    container_name) SERVICE_CONTAINER[$1]=${value} ;;
+    build) SERVICE_BUILD[$1]=1 ;;
+    *) ;;
+  esac
+}
+
+# SERVICE KEY LINE: an entry of a list or table below a key of a service.
+parse_service_item() {
+  case "$2" in
+    profiles) [[ ! "$3" =~ ^' '{8}\"(.*)\" ]] || SERVICE_PROFILES[$1]+=" ${BASH_REMATCH[1]} " ;;
+    depends_on) [[ ! "$3" =~ ^' '{8}\"(.*)\":' {' ]] || SERVICE_DEPENDS[$1]+=" ${BASH_REMATCH[1]}" ;;
+    ports) [[ ! "$3" =~ ^' '{10}\"published\":' '\"(.*)\" ]] || SERVICE_PORTS[$1]+=" ${BASH_REMATCH[1]} " ;;
+    *) ;;
+  esac
+}
+
+# Recreate one service from an image ID: SERVICE PROFILE ID PIN. Nothing else is started, built or pulled.
+recreate() {
+  local argv=(docker compose)
+  if [[ -n "$4" ]]; then # the host's own files, so that a later plain `up` finds the same configuration
+    argv=(env "$4=$3" docker compose)
+  else
+    write_override "$1" "$3"
+    argv+=(--project-name "${PROJECT}" --project-directory "${COMPOSE_DIR}")
+    argv+=(-f "${WORK}/compose.json" -f "${WORK}/override.yaml")
+  fi
+  [[ -z "$2" ]] || argv+=(--profile "$2")
+  change "${RECREATE}" "${argv[@]}" up -d --force-recreate --no-deps --no-build --pull never "$1"
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame recreate-failed "service $1: expected compose to recreate it, observed: ${REPLY}" "correct that and try again"
+  fi
+}
+
+# SERVICE ID
+write_override() {
+  local lines=('services:' "  \"$1\":" "    image: \"$2\"" '    pull_policy: never')
+  [[ -z "${SERVICE_BUILD[$1]-}" ]] || lines+=('    build: !reset null')
+  printf '%s\n' "${lines[@]}" >"${WORK}/override.yaml"
+}
+
+# Leave in FOUND the IDs of all containers of a service of this project, in any state.
+find_containers() {
+  ask "${QUICK}" docker container ls --all --quiet --no-trunc --filter "label=com.docker.compose.project=${PROJECT}" \
+    --filter "label=com.docker.compose.service=$1" --filter label=com.docker.compose.oneoff=False
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame container-list "the containers of service $1: expected a list, observed: ${REPLY}" "look at the engine"
+  fi
+  FOUND=()
+  [[ -z "${REPLY}" ]] || mapfile -t FOUND <<<"${REPLY}"
+}
+
+# --- Images and containers -------------------------------------------------------------------------------------------
+
+# Look at one image once. Leaves SEEN_ID and SEEN_REVISION (the JSON text of its label); both empty where there is none.
+read_image() {
+  local format="{{.Id}} {{with .Config}}{{with .Labels}}{{json (index . \"${LABEL}\")}}{{end}}{{end}}"
+  ask "${QUICK}" docker image inspect --format "${format}" -- "$1"
+  SEEN_ID='' SEEN_REVISION=''
+  [[ "${STATUS}" == 0 ]] || require_absent "image $1"
+  [[ "${STATUS}" == 0 ]] || return 0
+  SEEN_ID=${REPLY%% *}
+  SEEN_REVISION=${REPLY#* }
+  [[ "${SEEN_REVISION}" != null ]] || SEEN_REVISION='' # other labels, but not this one
+  [[ "${SEEN_ID}" =~ ^${IMAGE_ID_PATTERN}$ ]] ||
+    cannot_tell engine-answer "image $1: expected an image ID, observed ${SEEN_ID:-nothing}" 'look at the engine'
+}
+
+# Look at one container once, by its full ID. Leaves the SEEN table, empty where there is none.
+read_container() {
+  local lines=() names=(id name image status exit started restarts network health ports) index
+  ask "${QUICK}" docker container inspect --format "${CONTAINER_FORMAT}" -- "$1"
+  declare -gA SEEN=()
+  [[ "${STATUS}" == 0 ]] || require_absent "container ${1:0:12}"
+  [[ "${STATUS}" == 0 ]] || return 0
+  mapfile -t lines <<<"${REPLY}"
+  for index in "${!names[@]}"; do
+    SEEN[${names[index]}]=${lines[index]-}
+  done
+}
+
+# An inspect failed: stop unless the engine itself says that there is no such thing: SUBJECT. Keeps STATUS above 0.
+require_absent() {
+  if ! grep -qi 'no such' "${WORK}/err"; then
+    error_line
+    cannot_tell engine-answer "$1: expected an answer from the engine, observed: ${REPLY}" 'look at it and try again'
+  fi
+}
+
+# Take the one container of a service: SERVICE ID PORT. What it runs is compared by image ID.
+take_container() {
+  find_containers "$1"
+  [[ "${#FOUND[@]}" == 1 ]] ||
+    refuse container-count "service $1: expected exactly 1 container, observed ${#FOUND[@]}" \
+      "the hook handles services without replicas"
+  CONTAINER_ID=${FOUND[0]}
+  read_container "${CONTAINER_ID}"
+  STARTED_AT=${SEEN[started]-}
+  [[ "${SEEN[image]-}" == "$2" ]] ||
+    refuse container-image "service $1: expected its container to run $2, observed ${SEEN[image]-no container}" \
+      "look for another compose call at the same time"
+  judge_container
+  find_address "$3"
+}
+
+# Stop unless the container runs without a restart since it was taken.
+require_alive() {
+  read_container "${CONTAINER_ID}"
+  judge_container
+}
+
+judge_container() {
+  local state
+  state=${SEEN[status]-gone}
+  case "${SEEN[started]-}/${SEEN[restarts]-}/${state}/${SEEN[health]-}" in
+    "${STARTED_AT}/0/running/unhealthy") state='unhealthy by its own health check' ;;
+    "${STARTED_AT}/0/running/"*) return 0 ;;
+    */running/*) state="restarted (${SEEN[restarts]} times)" ;;
+    *) state+=" (exit status ${SEEN[exit]-unknown})" ;;
+  esac
+  log_tail
+  refuse unhealthy "container ${CONTAINER_ID:0:12}: expected it to stay up, observed ${state}; its log ends: ${REPLY}" \
+    "correct the service"
+}
+
+# Leave the last lines of the container's log in REPLY, as one line.
+log_tail() {
+  ask "${QUICK}" docker container logs --tail 4 "${CONTAINER_ID}"
+  REPLY=$(cat -- "${WORK}/out" "${WORK}/err" | tail -n 6)
+  one_line "${REPLY:-nothing}"
+}
+
+# Leave in ADDRESS where PORT of the taken container answers.
+find_address() {
+  local binding host=''
+  ADDRESS=''
+  [[ "${SEEN[network]-}" != host ]] || ADDRESS="127.0.0.1:$1"
+  for binding in ${SEEN[ports]-}; do
+    [[ "${binding}" == */tcp\|*\|"$1" ]] || continue
+    host=${binding#*|}
+    host=${host%|*}
+    case "${host}" in
+      '' | 0.0.0.0 | ::) ADDRESS="127.0.0.1:$1" ;;
+      *:*) ADDRESS="[${host}]:$1" ;;
+      *) ADDRESS="${host}:$1" ;;
+    esac
+    break
+  done
+  [[ -n "${ADDRESS}" ]] || require_alive # a container that is just dying has no ports any more
+  [[ -n "${ADDRESS}" ]] ||
+    refuse port-not-published \
+      "container ${CONTAINER_ID:0:12}: expected it to publish port $1, observed: ${SEEN[ports]%.}" \
+      "correct the ports of the compose file"
+}
+
+# Refuse where a running container of another service publishes the port: PORT SERVICE.
+refuse_foreign_port() {
+  local line
+  ask "${QUICK}" docker container ls --no-trunc --filter "publish=$1" \
+    --format '{{.Names}}|{{.Label "com.docker.compose.project"}}|{{.Label "com.docker.compose.service"}}'
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame container-list "the owner of port $1: expected a list, observed: ${REPLY}" "look at the engine"
+  fi
+  while IFS= read -r line; do
+    [[ -z "${line}" || "${line#*|}" == "${PROJECT}|$2" ]] ||
+      refuse port-taken "port $1: expected nobody or service $2, observed container ${line%%|*}" \
+        "stop that container or choose another port"
+  done <<<"${REPLY}"
+}
+
+# --- Health ----------------------------------------------------------------------------------------------------------
+
+# Wait for HTTP 200 from the port that the taken container publishes.
+await_health() {
+  local deadline
+  step health "waiting for ${HEALTH_PATH} at ${ADDRESS}"
+  milliseconds "${HEALTH_TIMEOUT}"
+  deadline=$((NOW + REPLY))
+  probe
+  until [[ "${ANSWER}" == 200 ]]; do
+    require_alive
+    now
+    if ((NOW >= deadline)); then
+      log_tail
+      refuse unhealthy \
+        "http://${ADDRESS}${HEALTH_PATH}: expected 200, observed ${ANSWER} for ${HEALTH_TIMEOUT} s; its log: ${REPLY}" \
+        "correct the service or raise the timeout"
+    fi
+    pause 0.05
+    probe
+  done
+}
+
+# Ask once. Leaves the HTTP status in ANSWER, or why there was none. Redirects are answers of their own.
+probe() {
+  run_child 10 curl -q --silent --show-error --output /dev/null --write-out '%{http_code}' --noproxy '*' --proto =http \
+    --max-time 3 "http://${ADDRESS}${HEALTH_PATH}" >"${WORK}/out" 2>"${WORK}/err" 9>&-
+  ANSWER=$(<"${WORK}/out")
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    ANSWER=${REPLY}
+  fi
+}
+
+# Wait until the container has been up for SETTLE seconds, and prove that it is still the same one: SERVICE.
+settle() {
+  local end
+  step settle "letting it settle for ${SETTLE} s"
+  end=$(date -d "${STARTED_AT}" +%s%3N) || end=${NOW}
+  milliseconds "${SETTLE}"
+  end=$((end + REPLY < NOW + REPLY ? end + REPLY : NOW + REPLY)) # never longer, whatever the engine's clock says
+  require_alive
+  now
+  while ((NOW < end)); do
+    pause 0.1
+    require_alive
+    now
+  done
+  find_containers "$1"
+  [[ "${FOUND[*]}" == "${CONTAINER_ID}" ]] ||
+    refuse container-replaced "service $1: expected container ${CONTAINER_ID:0:12} alone, observed ${FOUND[*]:-none}" \
+      "another compose call interfered"
+}
+
+# --- Staging: never production ---------------------------------------------------------------------------------------
+
+# What the names alone tell.
+refuse_production_names() {
+  local image
+  canonical "${TARGET_IMAGE}"
+  image=${REPLY}
+  [[ "${TARGET_SERVICE,,}" != "${REPO,,}" ]] ||
+    refuse service-is-repo \
+      "TARGET_SERVICE: expected a staging service, observed ${TARGET_SERVICE}, the repo's own name" \
+      "name the staging service"
+  [[ "${image}" != "${REPO,,}-${REPO,,}:latest" ]] ||
+    refuse image-is-prod \
+      "TARGET_IMAGE: expected a staging image, observed ${TARGET_IMAGE}, the repo's production image" \
+      "name the staging image"
+  [[ "${TARGET_SERVICE}" != "${PROD_SERVICE}" ]] ||
+    refuse service-is-prod "TARGET_SERVICE: expected a service other than production's, observed ${TARGET_SERVICE}" \
+      "name the staging service"
+  [[ "${TARGET_PORT}" != "${PROD_PORT}" ]] ||
+    refuse port-is-prod "TARGET_PORT: expected a port other than production's, observed ${TARGET_PORT}" \
+      "name the staging port"
+  [[ -n "${PROD_IMAGE}" ]] || return 0
+  canonical "${PROD_IMAGE}"
+  [[ "${image}" != "${REPLY}" ]] ||
+    refuse image-is-prod "TARGET_IMAGE: expected an image other than production's, observed ${TARGET_IMAGE}" \
+      "name the staging image"
+}
+
+# What this hook once promoted is production, whatever a caller says.
+refuse_promoted() {
+  local kind value
+  canonical "${TARGET_IMAGE}"
+  [[ -f "${STATE}/promoted" ]] || return 0
+  while read -r kind value; do
+    case "${kind} ${value}" in
+      "service ${TARGET_SERVICE}" | "port ${TARGET_PORT}" | "image ${REPLY}")
+        refuse "${kind}-was-promoted" \
+          "staging ${kind} ${value}: expected it never to have been production, observed it in ${STATE}/promoted" \
+          "name staging's own, or take the line out if it is wrong"
+        ;;
+      *) ;;
+    esac
+  done <"${STATE}/promoted"
+}
+
+# What the host's compose files tell.
+refuse_production_services() {
+  local service profiles=${SERVICE_PROFILES[${TARGET_SERVICE}]-}
+  [[ -n "${SERVICE_IMAGE[${TARGET_SERVICE}]-}" ]] ||
+    refuse service-missing "TARGET_SERVICE: expected a service of ${COMPOSE_DIR}, observed ${TARGET_SERVICE}" \
+      "the compose file has: ${!SERVICE_IMAGE[*]}"
+  [[ "${profiles}" == *" ${COMPOSE_PROFILE} "* ]] ||
+    refuse service-not-in-profile \
+      "service ${TARGET_SERVICE}: expected it in profile ${COMPOSE_PROFILE}, observed profiles:${profiles:- none}" \
+      "correct the compose file"
+  ask "${QUICK}" docker compose --project-name "${PROJECT}" --project-directory "${COMPOSE_DIR}" \
+    -f "${WORK}/compose.json" config --services
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame compose-invalid "${COMPOSE_DIR}: expected a compose file that is valid without profiles, observed: ${REPLY}" \
+      "correct it"
+  fi
+  [[ $'\n'"${REPLY}"$'\n' != *$'\n'"${TARGET_SERVICE}"$'\n'* ]] ||
+    refuse service-without-profile \
+      "service ${TARGET_SERVICE}: expected it to need a profile, observed that a plain compose up starts it" \
+      "give it a profile, and take that out of COMPOSE_PROFILES"
+  for service in "${!SERVICE_IMAGE[@]}"; do
+    [[ "${service}" == "${TARGET_SERVICE}" ]] || refuse_shared_with "${service}"
+  done
+}
+
+# SERVICE: another one of the compose files.
+refuse_shared_with() {
+  local image
+  canonical "${TARGET_IMAGE}"
+  image=${REPLY}
+  canonical "${SERVICE_IMAGE[$1]}"
+  [[ "${REPLY}" != "${image}" ]] ||
+    refuse image-of-other-service \
+      "TARGET_IMAGE: expected an image that no other service uses, observed ${TARGET_IMAGE}, the image of service $1" \
+      "give staging an image of its own"
+  [[ "${SERVICE_PROFILES[$1]-}" == *" ${COMPOSE_PROFILE} "* || "${SERVICE_PORTS[$1]-}" != *" ${TARGET_PORT} "* ]] ||
+    refuse port-of-other-service \
+      "TARGET_PORT: expected a port of profile ${COMPOSE_PROFILE} alone, observed ${TARGET_PORT}, a port of $1" \
+      "give staging a port of its own"
+}
+
+# The name must be the one that compose will give, and must not be borne by a stranger now.
+refuse_foreign_container() {
+  local planned=${SERVICE_CONTAINER[${TARGET_SERVICE}]} owner
+  [[ "${planned}" == "${STAGING_CONTAINER}" ]] ||
+    refuse container-name \
+      "STAGING_CONTAINER: expected ${planned}, the name in the compose file, observed ${STAGING_CONTAINER}" \
+      "make them agree"
+  ask "${QUICK}" docker container ls --all --no-trunc --filter "name=^/${STAGING_CONTAINER//./\\.}\$" \
+    --format '{{.Label "com.docker.compose.project"}}|{{.Label "com.docker.compose.service"}}'
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame container-list "container ${STAGING_CONTAINER}: expected a list, observed: ${REPLY}" "look at the engine"
+  fi
+  owner=${REPLY:-${PROJECT}|${TARGET_SERVICE}}
+  [[ "${owner}" == "${PROJECT}|${TARGET_SERVICE}" ]] ||
+    refuse container-foreign \
+      "container ${STAGING_CONTAINER}: expected it to belong to ${PROJECT}|${TARGET_SERVICE}, observed ${owner}" \
+      "remove or rename it"
+}
+
+# --- Staging: the commit's own bytes ---------------------------------------------------------------------------------
+
+# Leave in REPLY the git folder of a clone: bare, with a .git folder, or a linked worktree with a .git file.
+find_git_dir() {
+  local line=''
+  REPLY=$1
+  [[ ! -e "$1/.git" ]] || REPLY="$1/.git"
+  if [[ -f "${REPLY}" ]]; then
+    IFS= read -r line <"${REPLY}" || :
+    line=${line#gitdir: }
+    [[ "${line}" == /* ]] || line="$1/${line}"
+    REPLY=${line}
+  fi
+  line=''
+  [[ ! -f "${REPLY}/commondir" ]] || IFS= read -r line <"${REPLY}/commondir" || :
+  [[ -z "${line}" || "${line}" == /* ]] || line="${REPLY}/${line}"
+  REPLY=${line:-${REPLY}}
+  [[ -d "${REPLY}/objects" ]] ||
+    refuse clone-missing "BUILD_CONTEXT: expected a git clone, observed none at $1" "clone the repo there"
+}
+
+# Export a commit and prove the export: GIT_DIR COMMIT DESTINATION NAME. Leaves the tree in REPLY; submodules likewise.
+# 1. The objects are read through a store of our own: configuration, attributes, hooks, owner of the clone have no say.
+# 2. The commit's bytes must give the commit's ID again; its tree is taken from those bytes.
+# 3. The files are written without any conversion, then hashed again: the same tree must come out.
+export_commit() {
+  local git_dir=$1 commit=$2 destination=$3 name=$4 store tree
+  STORES=$((STORES + 1))
+  store="${WORK}/git.${STORES}"
+  open_store "${store}" "${git_dir}"
+  read_commit "${store}" "${commit}" "${name}" "${git_dir}"
+  tree=${REPLY}
+  git_in "${store}" "${destination}" old read-tree "${tree}"
+  require_git "${name}: expected its tree to be complete in ${git_dir}"
+  find_lfs_paths "${store}" "${destination}"
+  printf '%s\n' '* -text -eol !crlf -ident -filter !working-tree-encoding -export-subst' >"${store}/info/attributes"
+  git_in "${store}" "${destination}" old checkout-index --all --force --quiet
+  require_git "${name}: expected to write its files"
+  refuse_lfs_pointers "${destination}" "${name}"
+  prove_tree "${store}" "${destination}" "${tree}" "${name}"
+  export_submodules "${store}" "${git_dir}" "${commit}" "${destination}"
+  REPLY=${tree}
+}
+
+open_store() {
+  mkdir -p -- "$1/objects/info" "$1/info" "$1/refs" ||
+    cannot_tell no-temp "${TEMP_DIR}: expected room for the export, observed none" "free some space"
+  printf 'ref: refs/heads/none\n' >"$1/HEAD"
+  printf '%s\n' '[core]' 'repositoryformatversion = 0' 'bare = false' 'filemode = true' 'symlinks = true' >"$1/config"
+  printf '%s\n' "$2/objects" >"$1/objects/info/alternates"
+}
+
+# Run git on a store of our own: STORE WORKTREE INDEX ARGV. Standard input is passed on.
+git_in() {
+  local store=$1 worktree=$2 index=$3
+  shift 3
+  ask "${BUILD_TIMEOUT}" env "HOME=${WORK}" "XDG_CONFIG_HOME=${WORK}" GIT_CONFIG_GLOBAL=/dev/null \
+    GIT_CONFIG_NOSYSTEM=1 GIT_ATTR_NOSYSTEM=1 GIT_NO_REPLACE_OBJECTS=1 GIT_NO_LAZY_FETCH=1 \
+    "GIT_INDEX_FILE=${store}/${index}" \
+    git -C "${worktree}" --git-dir="${store}" --work-tree="${worktree}" "$@"
+}
+
+# Stop unless the last git call succeeded: WHAT WAS EXPECTED.
+require_git() {
+  [[ "${STATUS}" != 0 ]] || return 0
+  error_line
+  refuse export-failed "$1, observed: ${REPLY}" "run git fsck in the clone, and look for free space in ${TEMP_DIR}"
+}
+
+# Leave the tree of a commit in REPLY: STORE COMMIT NAME GIT_DIR.
+read_commit() {
+  local kind line
+  git_in "$1" "${WORK}" none cat-file -t "$2"
+  kind=${REPLY}
+  [[ "${STATUS}" == 0 ]] || refuse commit-missing "$3: the clone $4 does not hold commit $2" "fetch it there"
+  [[ "${kind}" == commit ]] ||
+    refuse not-a-commit "$3: expected $2 to be a commit, observed a ${kind}" "name the commit itself"
+  git_in "$1" "${WORK}" none cat-file commit "$2"
+  require_git "$3: expected to read commit $2"
+  mv -- "${WORK}/out" "${WORK}/commit"
+  git_in "$1" "${WORK}" none hash-object -t commit --stdin <"${WORK}/commit"
+  [[ "${STATUS}" == 0 && "${REPLY}" == "$2" ]] ||
+    refuse commit-forged "$3: expected the bytes of commit $2, observed those of ${REPLY:-nothing}" "run git fsck in $4"
+  IFS= read -r line <"${WORK}/commit"
+  [[ "${line}" =~ ^tree\ ${HEX40}$ ]] ||
+    refuse commit-forged "$3: expected commit $2 to name its tree, observed ${line@Q}" "run git fsck in $4"
+  REPLY=${line#tree }
+}
+
+# Leave in LFS_PATHS the files that the commit's attributes give to LFS: STORE WORKTREE. Before ours are in force.
+find_lfs_paths() {
+  local path value
+  LFS_PATHS=()
+  git_in "$1" "$2" old grep --quiet --cached -e lfs -- '*.gitattributes'
+  [[ "${STATUS}" != 1 ]] || return 0
+  require_git 'the commit: expected to search its attributes'
+  git_in "$1" "$2" old ls-files -z
+  mv -- "${WORK}/out" "${WORK}/paths"
+  git_in "$1" "$2" old check-attr --cached -z --stdin filter <"${WORK}/paths"
+  require_git 'the commit: expected to read its attributes'
+  while IFS= read -r -d '' path && IFS= read -r -d '' value && IFS= read -r -d '' value; do
+    [[ "${value}" != lfs ]] || LFS_PATHS+=("${path}")
+  done <"${WORK}/out"
+}
+
+# DESTINATION NAME
+refuse_lfs_pointers() {
+  local path line
+  for path in "${LFS_PATHS[@]}"; do
+    line=''
+    [[ ! -f "$1/${path}" || -L "$1/${path}" ]] || IFS= read -r -n 64 line <"$1/${path}" 2>/dev/null || :
+    [[ "${line}" != 'version https://git-lfs.github.com/spec/v1'* ]] ||
+      refuse lfs-pointer "$2: expected the content of ${path}, observed an LFS pointer in the commit" \
+        "commit the file itself, or fetch it in the Dockerfile"
+  done
+}
+
+# Hash the files on disk again: STORE WORKTREE TREE NAME.
+prove_tree() {
+  git_in "$1" "$2" old ls-files --stage -z
+  require_git "$4: expected a list of its files"
+  { grep -z '^160000 ' "${WORK}/out" || :; } >"$1/gitlinks"
+  git_in "$1" "$2" new add --all --force -- .
+  require_git "$4: expected to hash its files again"
+  git_in "$1" "$2" new update-index -z --index-info <"$1/gitlinks"
+  require_git "$4: expected to hash its submodules again"
+  git_in "$1" "$2" new write-tree
+  require_git "$4: expected to hash its tree again"
+  [[ "${REPLY}" == "$3" ]] ||
+    refuse tree-mismatch "$4: expected the export to be tree $3, observed ${REPLY}" "run git fsck in the clone"
+}
+
+# STORE GIT_DIR COMMIT DESTINATION
+export_submodules() {
+  local entry path name
+  while IFS= read -r -d '' entry; do
+    path=${entry#*$'\t'}
+    submodule_name "$1" "$3" "$4" "${path}"
+    name=${REPLY}
+    [[ -n "${name}" && "/${name}/" != */../* ]] ||
+      refuse submodule-unnamed "submodule ${path}: expected a name for it in .gitmodules of $3, observed none" \
+        "commit .gitmodules"
+    [[ -d "$2/modules/${name}/objects" ]] ||
+      refuse submodule-missing \
+        "submodule ${path} at ${entry:7:40}: expected it in $2/modules/${name}, observed nothing" \
+        "run git submodule update --init --recursive in the clone"
+    [[ -d "$4/${path}" && ! -L "$4/${path}" ]] ||
+      refuse export-failed "submodule ${path}: expected an empty folder for it, observed none" \
+        "run git fsck in the clone"
+    export_commit "$2/modules/${name}" "${entry:7:40}" "$4/${path}" "submodule ${path}"
+  done <"$1/gitlinks"
+}
+
+# Leave in REPLY the name that .gitmodules of a commit gives to a path: STORE COMMIT WORKTREE PATH.
+submodule_name() {
+  local entry name=''
+  git_in "$1" "$3" old config --blob "$2:.gitmodules" --null --get-regexp '^submodule\..*\.path$'
+  while IFS= read -r -d '' entry; do
+    [[ "${entry#*$'\n'}" != "$4" ]] || name=${entry%%$'\n'*}
+  done <"${WORK}/out"
+  name=${name#submodule.}
+  REPLY=${name%.path}
+}
+
+export_clone() {
+  step export "exporting commit ${GIT_SHA} out of ${BUILD_CONTEXT}"
+  EXPORT="${WORK}/tree"
+  mkdir -- "${EXPORT}"
+  find_git_dir "${BUILD_CONTEXT}"
+  export_commit "${REPLY}" "${GIT_SHA}" "${EXPORT}" "${REPO}"
+  TREE=${REPLY}
+}
+
+# --- Staging: build --------------------------------------------------------------------------------------------------
+
+# Stop unless a path, every symbolic link followed, stays in the tree: PATH VARIABLE.
+require_inside() {
+  local real root
+  root=$(readlink -f -- "${EXPORT}")
+  real=$(readlink -m -- "$1") || real=''
+  [[ "${real}" == "${root}" || "${real}" == "${root}/"* ]] ||
+    refuse path-outside \
+      "$2: expected a path inside the tree of ${GIT_SHA}, observed one that leads to ${real:-nowhere}" \
+      "correct the link"
+}
+
+# Leave in CONTEXT and DOCKERFILE what the builder gets.
+find_context() {
+  local file
+  CONTEXT="${EXPORT}/${BUILD_SUBDIR}"
+  DOCKERFILE="${CONTEXT}/${BUILD_DOCKERFILE}"
+  require_inside "${CONTEXT}" BUILD_SUBDIR
+  [[ -d "${CONTEXT}" ]] ||
+    refuse context-missing "BUILD_SUBDIR: expected a folder of commit ${GIT_SHA}, observed none at ${BUILD_SUBDIR}" \
+      "correct it"
+  require_inside "${DOCKERFILE}" BUILD_DOCKERFILE
+  [[ -f "${DOCKERFILE}" ]] ||
+    refuse dockerfile-missing \
+      "BUILD_DOCKERFILE: expected a file of commit ${GIT_SHA}, observed none at ${BUILD_SUBDIR}/${BUILD_DOCKERFILE}" \
+      "correct it"
+  for file in "${CONTEXT}/.dockerignore" "${DOCKERFILE}.dockerignore"; do # the builder follows these links too
+    [[ ! -L "${file}" ]] || require_inside "${file}" "${file##*/}"
+  done
+}
+
+# Leave 1 in REPLY where this host has BuildKit, 0 where only the classic builder is left.
+choose_builder() {
+  local builder=1
+  ask "${QUICK}" docker version --format '{{.Client.Version}}'
+  if [[ ! "${REPLY}" =~ ^(1[0-9]|2[0-2])\. ]]; then
+    ask "${QUICK}" docker buildx version
+    [[ "${STATUS}" == 0 ]] || builder=0
+  fi
+  REPLY=${builder}
+}
+
+build_image() {
+  local argv=(docker build --iidfile "${WORK}/iid" --build-arg "GIT_SHA=${GIT_SHA}" --label "${LABEL}=${GIT_SHA}") item
+  step build "building ${REPO} at ${GIT_SHA}"
+  find_context
+  choose_builder
+  [[ "${REPLY}" == 1 ]] || argv+=(--force-rm)
+  argv=(env "DOCKER_BUILDKIT=${REPLY}" BUILDX_NO_DEFAULT_ATTESTATIONS=1 "${argv[@]}")
+  for item in "${BUILD_ITEMS[@]}"; do
+    argv+=(--build-arg "${item}")
+  done
+  [[ -z "${BUILD_TARGET}" ]] || argv+=(--target "${BUILD_TARGET}")
+  RUN_TAG="imagefresh-run:${RUN_ID,,}"
+  run_build "${argv[@]}" --tag "${RUN_TAG}" --file "${DOCKERFILE}" "${CONTEXT}"
+  take_built_image
+}
+
+# Build with every line shown as it comes: ARGV.
+run_build() {
+  mkfifo -- "${WORK}/lines"
+  tee -- "${WORK}/build.log" <"${WORK}/lines" >&2 3>&- 4>&- 9>&- &
+  READERS=("$!")
+  run_child "${BUILD_TIMEOUT}" "$@" >"${WORK}/lines" 2>&1
+  await_readers
+  case "${STATUS}" in
+    0) ;;
+    124 | 137)
+      cannot_tell timeout "the build: expected an end within BUILD_TIMEOUT=${BUILD_TIMEOUT} s, observed none" \
+        "raise it or make the build faster"
+      ;;
+    *)
+      build_error
+      blame build-failed "the build of ${REPO} at ${GIT_SHA}: expected an image, observed: ${REPLY}" "correct the build"
+      ;;
+  esac
+}
+
+# Leave the line that names the cause of a failed build in REPLY, after the last words of the step that failed.
+# BuildKit marks it "#7 ERROR: ..."; the classic builder ends with it.
+build_error() {
+  local last='' words='' number='' line
+  line=$(sed -nE '/^#[0-9]+ ERROR: /p' "${WORK}/build.log" | tail -n 1)
+  if [[ -n "${line}" ]]; then
+    number=${line%% *}
+    last=${line#* ERROR: }
+    words=$(sed -nE "s/^${number} [0-9.]+ //p" "${WORK}/build.log" | telling_line)
+  else
+    last=$(sed '/^[[:space:]]*$/d' "${WORK}/build.log" | tail -n 1)
+    words=$(tac -- "${WORK}/build.log" | sed -e '1d' -e '/^ ---> Running in /,$d' | tac | telling_line)
+    grep -q '^ ---> Running in ' "${WORK}/build.log" || words=''
+  fi
+  one_line "${words}"
+  words=${REPLY:0:300}
+  one_line "${last:-no output}"
+  REPLY="${words:+${words}: }${REPLY}"
+}
+
+# Of the lines of a failed step, the last one that speaks of an error, else the last one.
+telling_line() {
+  local line said='' last=''
+  while IFS= read -r line; do
+    [[ -n "${line//[[:space:]]/}" ]] || continue
+    last=${line}
+    [[ ! "${line,,}" =~ error|fatal|fail|cannot|"can't"|denied|'not found'|'no such'|'no space' ]] || said=${line}
+  done
+  printf '%s\n' "${said:-${last}}"
+}
+
+# What the builder says it made, what the run's own tag points to and the label must agree.
+take_built_image() {
+  local built=''
+  [[ ! -f "${WORK}/iid" ]] || built=$(<"${WORK}/iid")
+  read_image "${RUN_TAG}"
+  [[ -n "${SEEN_ID}" && "${SEEN_ID}" == "${built}" ]] ||
+    refuse image-id-mismatch \
+      "the built image: expected ID ${built:-from the builder}, observed ${SEEN_ID:-nothing} at ${RUN_TAG}" \
+      "look for another build at the same time"
+  [[ "${SEEN_REVISION}" == "\"${GIT_SHA}\"" ]] ||
+    refuse revision-mismatch \
+      "the built image: expected label ${LABEL} \"${GIT_SHA}\", observed ${SEEN_REVISION:-none}" \
+      "look at the builder of this host"
+  IMAGE_ID=${SEEN_ID}
+  REVISION=${GIT_SHA}
+}
+
+# --- Staging: run and check ------------------------------------------------------------------------------------------
+
+warn_idle_dependencies() {
+  local service
+  for service in ${SERVICE_DEPENDS[${TARGET_SERVICE}]-}; do
+    ask "${QUICK}" docker container ls --quiet --filter "label=com.docker.compose.project=${PROJECT}" \
+      --filter "label=com.docker.compose.service=${service}"
+    [[ -n "${REPLY}" ]] || say "warning: ${TARGET_SERVICE} depends on ${service}, which does not run; it is not started"
+  done
+}
+
+recreate_staging() {
+  step recreate "recreating service ${TARGET_SERVICE} from ${IMAGE_ID}"
+  warn_idle_dependencies
+  recreate "${TARGET_SERVICE}" "${COMPOSE_PROFILE}" "${IMAGE_ID}" ''
+  take_container "${TARGET_SERVICE}" "${IMAGE_ID}" "${TARGET_PORT}"
+  [[ "${SEEN[name]}" == "/${STAGING_CONTAINER}" ]] ||
+    refuse container-name \
+      "service ${TARGET_SERVICE}: expected container ${STAGING_CONTAINER}, observed ${SEEN[name]#/}" \
+      "make compose file and STAGING_CONTAINER agree"
+}
+
+# Run the staging check once, in the container, by ID; its lines are shown as they come and kept.
+run_check() {
+  local start limit
+  step check 'running the staging check'
+  start=${NOW}
+  CHECKING=1
+  CHECK_FILE="${WORK}/check.out"
+  start_check_readers
+  run_child "${CHECK_TIMEOUT}" docker container exec "${CONTAINER_ID}" "${CHECK_COMMAND[@]}" >"${WORK}/check" 2>&1
+  await_readers
+  now
+  milliseconds "${CHECK_TIMEOUT}"
+  limit=${REPLY}
+  if [[ "${STATUS}" == 124 || "${STATUS}" == 137 ]] && ((NOW - start >= limit)); then # a check may end with 124 itself
+    refuse check-timeout "the staging check: expected an end within CHECK_TIMEOUT=${CHECK_TIMEOUT} s, observed none" \
+      "correct the check or raise it"
+  fi
+  CHECKING=''
+  CHECK_STATUS=${STATUS}
+  [[ "${STATUS}" == 0 ]] || refuse_check
+}
+
+# What the check writes goes to people line by line, and its first mebibyte into a file.
+start_check_readers() {
+  mkfifo -- "${WORK}/check" "${WORK}/shown"
+  sed -u -e 's/[[:cntrl:]]//g' -e 's/^/imagefresh: check: /' <"${WORK}/shown" >&2 3>&- 4>&- 9>&- &
+  READERS=("$!")
+  tee -- "${WORK}/shown" <"${WORK}/check" 3>&- 4>&- 9>&- | {
+    head -c "${OUTPUT_LIMIT}" >"${CHECK_FILE}"
+    cat >/dev/null
+  } 3>&- 4>&- 9>&- &
+  READERS+=("$!")
+}
+
+refuse_check() {
+  require_alive
+  REPLY=$(tail -n 1 -- "${CHECK_FILE}")
+  one_line "${REPLY:-no output}"
+  refuse check-failed "the staging check: expected exit status 0, observed ${CHECK_STATUS}; it ended with: ${REPLY}" \
+    "correct what it found"
+}
+
+# Let a reference point to IMAGE_ID, and look whether it does: REFERENCE ID.
+tag_image() {
+  change "${QUICK}" docker image tag "$2" "$1"
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame tag-failed "image $1: expected to point it to $2, observed: ${REPLY}" "look at the engine"
+  fi
+  read_image "$1"
+  [[ "${SEEN_ID}" == "$2" ]] ||
+    refuse tag-failed "image $1: expected it to point to $2, observed ${SEEN_ID:-nothing}" \
+      "look for another build at the same time"
+}
+
+build_staging() {
+  read_staging_variables
+  refuse_production_names
+  prepare_host
+  take_lock "${BUILD_WAIT}"
+  step compose 'resolving the compose files'
+  refuse_promoted
+  resolve_compose
+  refuse_production_services
+  refuse_foreign_port "${TARGET_PORT}" "${TARGET_SERVICE}"
+  refuse_foreign_container
+  export_clone
+  build_image
+  recreate_staging
+  await_health
+  run_check
+  settle "${TARGET_SERVICE}"
+  step tag "tagging ${TARGET_IMAGE}"
+  tag_image "${TARGET_IMAGE}" "${IMAGE_ID}"
+  conclude 'done' built "staging runs ${IMAGE_ID}, built from ${GIT_SHA}"
+}
+
+# --- Promotion: the decision -----------------------------------------------------------------------------------------
+
+# Set but empty is never "no expectation": a caller who lost the value must not get an unchecked promotion.
+check_expectations() {
+  if [[ -z "${EXPECTED_REVISION+set}" ]]; then
+    say 'WARNING: EXPECTED_REVISION is not set: the provenance of this image is NOT checked'
+  else
+    [[ -n "${EXPECTED_REVISION}" ]] ||
+      refuse revision-empty 'EXPECTED_REVISION: expected a full commit ID, observed an empty value' \
+        'pass the validated revision'
+    [[ "${EXPECTED_REVISION}" =~ ^${HEX40}$ ]] ||
+      refuse revision-malformed \
+        "EXPECTED_REVISION: expected 40 lowercase hex characters, observed ${EXPECTED_REVISION@Q}" \
+        "pass the full commit ID"
+  fi
+  if [[ -z "${EXPECTED_IMAGE_ID+set}" ]]; then
+    say 'WARNING: EXPECTED_IMAGE_ID is not set: whether this is the very image that was tested is NOT checked'
+  else
+    [[ -n "${EXPECTED_IMAGE_ID}" ]] ||
+      refuse image-id-empty 'EXPECTED_IMAGE_ID: expected an image ID, observed an empty value' \
+        'pass the ID of the tested image'
+    [[ "${EXPECTED_IMAGE_ID}" =~ ^${IMAGE_ID_PATTERN}$ ]] ||
+      refuse image-id-malformed \
+        "EXPECTED_IMAGE_ID: expected sha256: and 64 lowercase hex characters, observed ${EXPECTED_IMAGE_ID@Q}" \
+        "pass the full image ID"
+  fi
+}
+
+# Look at the candidate once; from here on only its ID counts.
+check_candidate() {
+  local observed
+  read_image "${SOURCE_IMAGE}"
+  [[ -n "${SEEN_ID}" ]] ||
+    refuse image-missing "SOURCE_IMAGE: expected an image on this host, observed none at ${SOURCE_IMAGE}" \
+      "run the gate again"
+  IMAGE_ID=${SEEN_ID}
+  observed=${SEEN_REVISION}
+  [[ ! "${observed}" =~ ^\"(${HEX40})\"$ ]] || REVISION=${BASH_REMATCH[1]}
+  [[ "${IMAGE_ID}" == "${EXPECTED_IMAGE_ID-${IMAGE_ID}}" ]] ||
+    refuse image-id-mismatch "${SOURCE_IMAGE}: expected ${EXPECTED_IMAGE_ID-}, observed ${IMAGE_ID}" \
+      "the tag moved after the gate: run the gate again"
+  [[ -n "${EXPECTED_REVISION+set}" ]] || return 0
+  [[ -n "${observed}" && "${observed}" != '""' ]] ||
+    refuse revision-missing "${SOURCE_IMAGE}: expected revision ${EXPECTED_REVISION}, observed no label ${LABEL}" \
+      "build it with --build-staging"
+  [[ "${observed}" == "\"${EXPECTED_REVISION}\"" ]] ||
+    refuse revision-mismatch "${SOURCE_IMAGE}: expected revision ${EXPECTED_REVISION}, observed ${observed}" \
+      "rebuild staging from the validated commit"
+}
+
+# What production is, as the host's compose files tell it.
+check_production() {
+  local profiles
+  resolve_production
+  [[ -n "${SERVICE_IMAGE[${PROD_SERVICE}]-}" ]] ||
+    refuse service-missing "PROD_SERVICE: expected a service of ${COMPOSE_DIR}, observed ${PROD_SERVICE}" \
+      "the compose file has: ${!SERVICE_IMAGE[*]}"
+  profiles=${SERVICE_PROFILES[${PROD_SERVICE}]-}
+  [[ -z "${profiles}" || "${profiles}" == *" ${PROD_PROFILE} "* ]] ||
+    refuse service-not-in-profile \
+      "service ${PROD_SERVICE}: expected it in profile ${PROD_PROFILE:-(none)}, observed profiles:${profiles}" \
+      "correct PROD_PROFILE"
+  if [[ -n "${PROD_PIN}" && "${SERVICE_IMAGE[${PROD_SERVICE}]}" != "${IMAGE_ID}" ]]; then
+    refuse pin-unused \
+      "service ${PROD_SERVICE}: expected ${PROD_PIN} to name its image, observed ${SERVICE_IMAGE[${PROD_SERVICE}]}" \
+      "write image: \${${PROD_PIN}:-unpromoted:run-deploy-hook}"
+  fi
+  refuse_foreign_port "${PROD_PORT}" "${PROD_SERVICE}"
+  find_containers "${PROD_SERVICE}"
+  [[ "${#FOUND[@]}" -le 1 ]] ||
+    refuse container-count "service ${PROD_SERVICE}: expected at most 1 container, observed ${#FOUND[@]}" \
+      "the hook handles services without replicas"
+}
+
+resolve_production() {
+  if [[ -n "${PROD_PIN}" ]]; then
+    resolve_compose env "${PROD_PIN}=${IMAGE_ID}"
+  else
+    resolve_compose
+  fi
+}
+
+# Everything that --verify and --promote decide, in one place for both.
+decide() {
+  step verify "verifying ${SOURCE_IMAGE}"
+  check_candidate
+  check_production
+  [[ -z "${PROD_PIN}" ]] || read_pin_file
+}
+
+verify() {
+  read_promotion_variables
+  check_expectations
+  prepare_host
+  decide
+  conclude 'done' verified "${SOURCE_IMAGE} (${IMAGE_ID}) would be promoted"
+}
+
+# --- Promotion: the change -------------------------------------------------------------------------------------------
+
+# Leave the image that production runs now in PREVIOUS_ID; FOUND holds its container.
+read_previous() {
+  read_image "${PROD_IMAGE}"
+  PREVIOUS_TAG_ID=${SEEN_ID}
+  PREVIOUS_ID=${SEEN_ID}
+  [[ "${#FOUND[@]}" == 1 ]] || return 0
+  read_container "${FOUND[0]}"
+  PREVIOUS_ID=${SEEN[image]:-${PREVIOUS_ID}}
+}
+
+# Give the previous image a name of its own, so that nothing prunes it.
+keep_previous() {
+  local repository=${PROD_IMAGE}
+  [[ "${repository##*/}" != *:* ]] || repository=${repository%:*}
+  [[ -n "${PREVIOUS_ID}" && "${PREVIOUS_ID}" != "${IMAGE_ID}" ]] || return 0
+  tag_image "${repository}:imagefresh-previous" "${PREVIOUS_ID}"
+}
+
+# Write down what is production from now on: --build-staging refuses all of it, whatever a caller says.
+record_promoted() {
+  local file="${STATE}/promoted" line
+  canonical "${PROD_IMAGE}"
+  touch -- "${file}" || refuse state-unsafe "${file}: expected to write it" "look for free space and its mode"
+  for line in "service ${PROD_SERVICE}" "port ${PROD_PORT}" "image ${REPLY}"; do
+    grep -qxF -- "${line}" "${file}" || printf '%s\n' "${line}" >>"${file}" ||
+      refuse state-unsafe "${file}: expected to write it" "look for free space"
+  done
+}
+
+# Leave the path of .env in PIN_FILE, and in PIN_TEXT its lines as they are, but for the one of the pin.
+read_pin_file() {
+  local line found=0 newline=$'\n' pattern="^[[:space:]]*(export[[:space:]]+)?${PROD_PIN}[[:space:]]*[=:]"
+  PIN_FILE=$(readlink -f -- "${COMPOSE_DIR}/.env") ||
+    refuse pin-file "${COMPOSE_DIR}/.env: expected a file or nothing, observed a broken link" "correct the link"
+  PIN_TEXT=''
+  if [[ -f "${PIN_FILE}" ]]; then
+    while IFS= read -r line || { newline='' && [[ -n "${line}" ]]; }; do
+      if [[ "${line}" =~ ${pattern} ]]; then
+        line="${PROD_PIN}=${IMAGE_ID}"
+        found=$((found + 1))
+      fi
+      PIN_TEXT+=${line}${newline}
+    done <"${PIN_FILE}"
+  fi
+  [[ "${found}" -le 1 ]] ||
+    refuse pin-ambiguous "${PIN_FILE}: expected one line for ${PROD_PIN}, observed ${found}" "leave one"
+  [[ "${found}" == 0 ]] || return 0
+  [[ -z "${PIN_TEXT}" || "${PIN_TEXT}" == *$'\n' ]] || PIN_TEXT+=$'\n'
+  PIN_TEXT+="${PROD_PIN}=${IMAGE_ID}"$'\n'
+}
+
+# Write the new .env beside the old one. Done before production changes too, so that a full disk or a missing right is a
+# refusal and not a rollback.
+draft_pin() {
+  read_pin_file
+  PIN_DRAFT="${PIN_FILE}.imagefresh-${RUN_ID}"
+  copy_pin_file
+  printf '%s' "${PIN_TEXT}" >"${PIN_DRAFT}" ||
+    refuse pin-file "${PIN_DRAFT}: expected to write it, observed no success" "look for free space"
+  sync -- "${PIN_DRAFT}" ||
+    refuse pin-file "${PIN_DRAFT}: expected it on the disk, observed no success" "look for free space"
+}
+
+# Give the draft the mode and the owner of the file that it will replace.
+copy_pin_file() {
+  local wanted=0644 given
+  if [[ -e "${PIN_FILE}" ]]; then
+    cp -p -- "${PIN_FILE}" "${PIN_DRAFT}" ||
+      refuse pin-file "${PIN_FILE}: expected to copy it beside itself" "look for free space and the folder's mode"
+    wanted=$(stat -c '%u:%g:%a' -- "${PIN_FILE}")
+    given=$(stat -c '%u:%g:%a' -- "${PIN_DRAFT}")
+    [[ "${wanted}" == "${given}" ]] ||
+      refuse pin-file "${PIN_FILE}: expected to keep its owner and mode ${wanted}, observed ${given}" \
+        "run the hook as its owner or as root"
+  else
+    : >"${PIN_DRAFT}" || refuse pin-file "${PIN_DRAFT}: expected to write it" "look at the folder's mode"
+    chmod 0644 -- "${PIN_DRAFT}"
+  fi
+}
+
+# The commit point: from the rename on, any compose call finds the new image.
+commit_pin() {
+  step commit "writing ${PROD_PIN} to ${COMPOSE_DIR}/.env"
+  draft_pin
+  rm -f -- "${WORK}/env"
+  [[ ! -e "${PIN_FILE}" ]] || cp -p -- "${PIN_FILE}" "${WORK}/env"
+  COMMITTED=1
+  mv -f -- "${PIN_DRAFT}" "${PIN_FILE}" ||
+    refuse pin-file "${PIN_FILE}: expected to replace it" "look at the folder's mode"
+  PIN_DRAFT=''
+  sync -- "${PIN_FILE%/*}" || :
+  resolve_compose
+  [[ "${SERVICE_IMAGE[${PROD_SERVICE}]-}" == "${IMAGE_ID}" ]] ||
+    refuse pin-unused \
+      "${PIN_FILE}: expected it to give ${PROD_SERVICE} ${IMAGE_ID}, observed ${SERVICE_IMAGE[${PROD_SERVICE}]-none}" \
+      "look for another line that sets it"
+}
+
+restore_pin() {
+  [[ -n "${COMMITTED}" ]] || return 0
+  if [[ -e "${WORK}/env" ]]; then
+    PIN_DRAFT="${PIN_FILE}.imagefresh-${RUN_ID}"
+    cp -p -- "${WORK}/env" "${PIN_DRAFT}" && mv -f -- "${PIN_DRAFT}" "${PIN_FILE}"
+  else
+    rm -f -- "${PIN_FILE}"
+  fi || refuse pin-file "${PIN_FILE}: expected to put its former text back" "do it by hand"
+}
+
+# Run production from an image ID and prove that it does: ID.
+run_production() {
+  step recreate "recreating service ${PROD_SERVICE} from $1"
+  recreate "${PROD_SERVICE}" "${PROD_PROFILE}" "$1" "${PROD_PIN}"
+  take_container "${PROD_SERVICE}" "$1" "${PROD_PORT}"
+  await_health
+  settle "${PROD_SERVICE}"
+}
+
+# Back to the previous image: CAUSE REASON. Every refusal from here on means that production needs a person.
+roll_back() {
+  PHASE='rolling-back'
+  FAILURE="$1:$2"
+  say "rolling back: $2"
+  await_engine
+  restore_pin
+  [[ -n "${PREVIOUS_ID}" ]] || stop_unproven
+  [[ -n "${PROJECT}" ]] || resolve_production
+  run_production "${PREVIOUS_ID}"
+  [[ -z "${TAGGING}" || -z "${PREVIOUS_TAG_ID}" ]] || tag_image "${PROD_IMAGE}" "${PREVIOUS_TAG_ID}"
+  conclude rolled-back "$1" "$2; production runs the previous image ${PREVIOUS_ID} again"
+}
+
+# There was no production before: an image that did not prove itself must not stay up.
+stop_unproven() {
+  local id
+  find_containers "${PROD_SERVICE}"
+  for id in "${FOUND[@]}"; do
+    change "${RECREATE}" docker container stop "${id}"
+  done
+  refuse no-previous 'there is no previous image' 'what did not prove itself was stopped'
+}
+
+# An engine that restarts in the middle of a swap gets half a minute.
+await_engine() {
+  local try
+  for try in {1..30}; do
+    run_child 5 docker info --format '{{.ID}}' >"${WORK}/out" 2>"${WORK}/err"
+    [[ "${STATUS}" != 0 ]] || return 0
+    say "the engine does not answer (${try} of 30)"
+    pause 1
+  done
+}
+
+promote() {
+  read_promotion_variables
+  check_expectations
+  prepare_host
+  take_lock "${PROMOTE_WAIT}"
+  decide
+  read_previous
+  record_promoted
+  [[ -z "${PROD_PIN}" ]] || draft_pin
+  keep_previous
+  trap '' HUP INT TERM PIPE # from here on it finishes or rolls back; children inherit that
+  PHASE='swapping'
+  run_production "${IMAGE_ID}"
+  [[ -z "${PROD_PIN}" ]] || commit_pin
+  step tag "tagging ${PROD_IMAGE}"
+  TAGGING=1
+  tag_image "${PROD_IMAGE}" "${IMAGE_ID}"
+  conclude 'done' promoted "production runs ${IMAGE_ID}"
+}
+
+# --- Start -----------------------------------------------------------------------------------------------------------
+
+# Standard output is kept as descriptor 3 for the one JSON line; all other text goes to standard error, kept as
+# descriptor 4. Either may be closed. The lock is descriptor 9.
+take_streams() {
+  { : >&2; } || exec 2>/dev/null
+  { exec 3>&1; } 2>/dev/null || exec 3>/dev/null
+  exec </dev/null >&2 4>&2
+}
+
+set_traps() {
+  local signal
+  trap 'on_error "${LINENO}" "${BASH_COMMAND}"' ERR
+  trap on_exit EXIT
+  for signal in HUP INT TERM PIPE; do
+    # shellcheck disable=SC2064 # the signal's name is meant to be filled in now
+    trap "interrupted ${signal}" "${signal}"
+  done
+}
+
+dispatch() {
+  case "${MODE}" in
+    --build-staging) build_staging ;;
+    --verify) verify ;;
+    *) promote ;;
+  esac
+}
+
+# --help and --contract need no variables, and print no JSON: MODE.
+answer_at_once() {
+  case "$1" in
+    --help) usage ;;
+    --contract) printf '%s\n' "${CONTRACT}" ;;
+    *) return 0 ;;
+  esac
+  exit
+}
+
+# MODE
+read_mode() {
+  case "$1" in
+    --build-staging | --verify | --promote) MODE=$1 ;;
+    *)
+      misuse mode-unknown \
+        "mode: expected --build-staging, --verify, --promote, --contract or --help, observed ${1@Q}" "see --help"
+      ;;
+  esac
+}
+
+main() {
+  set +o posix # POSIXLY_CORRECT of the caller has no say
+  umask 022    # the image gets the modes that any checkout has; what is private lies in folders of mode 0700
+  clean_environment
+  reset_state
+  answer_at_once "${1-}"
+  take_streams
+  set_traps
+  [[ "$#" -le 1 ]] || misuse arguments "arguments: expected one mode, observed $#" "everything else comes in variables"
+  read_mode "${1---promote}"
+  read_common_variables
+  dispatch
+}
+
+# Sourced, for tests of single functions, it only defines them.
+if [[ "${BASH_SOURCE[0]-$0}" != "$0" ]]; then
+  return 0
+fi
+main "$@"
+# shellcheck disable=SC2317 # never reached, and never to be missed: nothing appended to this file may run
+exit
