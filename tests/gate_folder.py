@@ -71,6 +71,12 @@ class GateFolder:
 
     def pytest(self, *options: str, faults: Sequence[str] = (), addopts: str = "") -> Ended:
         """Run pytest in this folder."""
+        command, environment = self.command(*options, faults=faults, addopts=addopts)
+        done = run(command, cwd=self.path, env=environment, check=False)
+        return Ended(done.returncode, done.stdout + done.stderr)
+
+    def command(self, *options: str, faults: Sequence[str] = (), addopts: str = "") -> tuple[list[str], dict[str, str]]:
+        """Return argv and environment that run pytest in this folder."""
         environment = clean_environment(
             HOME=str(self.path),
             PYTHONPATH=str(ROOT),
@@ -79,20 +85,8 @@ class GateFolder:
             FAKE_FAULTS=" ".join(faults),
             **({"PYTEST_ADDOPTS": addopts} if addopts else {}),
         )
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-p",
-            "no:cacheprovider",
-            "-c",
-            "pytest.ini",
-            "-p",
-            "fake_host",
-            *options,
-        ]
-        done = run(command, cwd=self.path, env=environment, check=False)
-        return Ended(done.returncode, done.stdout + done.stderr)
+        own = ["-p", "no:cacheprovider", "-c", "pytest.ini", "-p", "fake_host"]
+        return [sys.executable, "-m", "pytest", *own, *options], environment
 
 
 class Ended:
