@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 _REPO = click.option("--repo", required=True, metavar="NAME", help="The repo whose targets are meant.")
 _BRANCH = click.option("--branch", required=True, metavar="NAME", help="The branch whose worktree HEAD was validated.")
 _REVISION = click.option(
-    "--gate-revision", default=None, metavar="SHA", help="The full commit ID that was validated; must equal the branch's."
+    "--gate-revision",
+    default=None,
+    metavar="SHA",
+    help="The full commit ID that was validated; must equal the branch's.",
 )
 _CONFIG = click.option(
     "--gate-config",
@@ -103,7 +106,9 @@ def _targets(run: GateRun, repo: str) -> tuple[Target, ...]:
 
 
 @contextmanager
-def _open_run(branch: str, gate_revision: str | None, gate_config: Path | None) -> Iterator[tuple[GateRun, Configuration]]:
+def _open_run(
+    branch: str, gate_revision: str | None, gate_config: Path | None
+) -> Iterator[tuple[GateRun, Configuration]]:
     from pytest_imagefresh.adapters.configuration import load_configuration
     from pytest_imagefresh.progress import EchoProgress
     from pytest_imagefresh.run import GateRun

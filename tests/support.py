@@ -306,7 +306,7 @@ class Orchestrator:
             },
             "targets": {self.name: target},
         }
-        return _merged(base, changes)
+        return merged(base, changes)
 
     def settings_toml(self, **changes: object) -> str:
         """Return an imagefresh.toml for this copy; for `changes` see `settings`."""
@@ -341,14 +341,15 @@ class Orchestrator:
         return set("\n".join(found).split())
 
 
-def _merged(base: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
+def merged(base: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
+    """Return `base` with `changes` put into it key by key, however deep; None removes a key."""
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
         if value is None:
             result.pop(key, None)
         elif isinstance(value, Mapping) and isinstance(old, Mapping):
-            result[key] = _merged(old, value)
+            result[key] = merged(old, value)
         else:
             result[key] = value
     return result

@@ -75,7 +75,7 @@ def read_build(files: Mapping[str, bytes], target: Target, revision: Revision, *
         return check_build_table(target.build, target=target.name)
     deadline = time.monotonic() + timeout
     with _laid_out(files, target.repo) as root:
-        compose = _Compose(root, _binaries(), revision, deadline)
+        compose = _Compose(root, compose_binaries(), revision, deadline)
         _check_files(compose, files, roots)
         section = _read_section(compose, roots, target.staging.service)
         if section is None:
@@ -125,7 +125,7 @@ def _laid_out(files: Mapping[str, bytes], repo: str) -> Iterator[str]:
         yield str(root)
 
 
-def _binaries() -> tuple[str, ...]:
+def compose_binaries() -> tuple[str, ...]:
     """Return the Compose binaries of this machine. The plugin is the same program and runs without the Docker CLI."""
     on_path = shutil.which("docker-compose")
     own = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
