@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,11 +23,19 @@ def path_of(config: pytest.Config) -> str:
     return str(config.getoption("xmlpath", None) or "")
 
 
-def remove_old(config: pytest.Config) -> None:
-    """Remove the report of an earlier run: should this one never come to its end, the old one must not speak for it."""
-    path = path_of(config)
-    if path and Path(path).is_file():
-        Path(path).unlink()
+def remove_old(path: str) -> None:
+    """Remove the report of an earlier run: should this one never come to its end, the old one must not speak for it.
+
+    The path is as given to pytest, which resolves it in the same way.
+    """
+    place = Path(os.path.expandvars(path)).expanduser()
+    if path and place.is_file():
+        place.unlink()
+
+
+def says_no(xml: LogXML) -> bool:
+    """Say whether the report holds a failure or an error by now."""
+    return bool(xml.stats["failure"] or xml.stats["error"])
 
 
 def name_case(xml: LogXML, report: pytest.TestReport) -> None:

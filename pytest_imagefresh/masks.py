@@ -5,23 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from _pytest._code.code import ExceptionChainRepr, TerminalRepr
+from _pytest._code.code import TerminalRepr
 
 from pytest_imagefresh.core.masking import Masker
 
 
-def mask_report(report: pytest.TestReport, mask: Masker) -> None:
+def mask_report(report: pytest.TestReport | pytest.CollectReport, mask: Masker) -> None:
     """Mask the secrets in captured output, sections and tracebacks of one report, in place."""
     report.sections = [(mask(title), mask(text)) for title, text in report.sections]
-    report.user_properties = [
-        (name, mask(value) if isinstance(value, str) else value) for name, value in report.user_properties
-    ]
+    if isinstance(report, pytest.TestReport):
+        report.user_properties = [
+            (name, mask(value) if isinstance(value, str) else value) for name, value in report.user_properties
+        ]
     if isinstance(report.longrepr, str):
         report.longrepr = mask(report.longrepr)
     elif isinstance(report.longrepr, tuple):
         path, line, reason = report.longrepr
         report.longrepr = path, line, mask(reason)
-    elif isinstance(report.longrepr, ExceptionChainRepr):
+    elif isinstance(report.longrepr, TerminalRepr):
         _mask_parts(report.longrepr, mask, set())
 
 

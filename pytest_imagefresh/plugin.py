@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+from argparse import Namespace
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,11 @@ if TYPE_CHECKING:
     from pytest_imagefresh.session import GateSession
 
 GATE: pytest.StashKey[GateSession] = pytest.StashKey()
+
+ASKED: pytest.StashKey[Namespace] = pytest.StashKey()
+"""The options of a session with --repo as they were asked for, before any conftest was loaded."""
+
+_INCOMPLETE = 10
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -69,39 +76,68 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
+    """With --repo: register the last word after the initial conftests, as the newest and so the outermost wrapper."""
+    asked = early_config.known_args_namespace
+    if not asked.gate_repos:
+        return (yield)
+    early_config.stash[ASKED] = copy.copy(asked)
+    _remove_old_report(asked)
+    try:
+        result = yield
+    except SystemExit as stop:
+        raise SystemExit(stop.code or _INCOMPLETE) from stop
+    early_config.pluginmanager.register(LastWord(), "imagefresh-last-word")
+    return result
+
+
+def _remove_old_report(asked: Namespace) -> None:
+    from pytest_imagefresh import junit
+
+    junit.remove_old(getattr(asked, "xmlpath", None) or "")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers; with --repo, start a gate session."""
     config.addinivalue_line("markers", "gate: this test belongs to the complete gate")
     config.addinivalue_line("markers", "link(name): the link of the chain that this gate test proves")
-    if config.getoption("gate_repos"):
-        from pytest_imagefresh.session import start
+    if not config.getoption("gate_repos"):
+        return
+    if ASKED not in config.stash:
+        raise pytest.UsageError(
+            "imagefresh: --repo was added, or the plugin loaded, by a conftest or another plugin, too late to have the "
+            "last word; say --repo on the command line, and install the plugin or load it with -p"
+        )
+    from pytest_imagefresh.session import start
 
-        config.stash[GATE] = start(config)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Register the last word once the initial conftests are loaded: the newest wrapper is the outermost one."""
-    early_config.pluginmanager.register(LastWord(), "imagefresh-last-word")
+    config.stash[GATE] = start(config, config.stash[ASKED])
 
 
 class LastWord:
-    """The outermost wrapper around the session."""
+    """The outermost wrapper around a session with --repo."""
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> Generator[None, object, object]:
-        """Raise the exit status of a session with --repo that is not proven, however it ended; never lower it."""
+        """Raise the exit status of a session that is not proven, however it ended; never lower it."""
         try:
             status = yield
         except SystemExit as stop:
             status = stop.code
-        if not config.getoption("gate_repos") or hasattr(config, "workerinput"):
-            return status
-        gate = config.stash.get(GATE, None)
-        number = int(status) if isinstance(status, int) else 1 if status else 0
-        if gate is None:
-            # Not even configured: --help and the like, or a refused option.
-            sys.stderr.write("" if number else "imagefresh: INCOMPLETE: no gate was run\n")
-            return number or 10
+        try:
+            # Here, or pytest does it after this last word, and what ends a process there has one of its own.
+            config._ensure_unconfigure()
+        except SystemExit as stop:
+            status = status or stop.code
+        return status if hasattr(config, "workerinput") else _conclude(config, status)
+
+
+def _conclude(config: pytest.Config, status: object) -> int:
+    gate = config.stash.get(GATE, None)
+    number = int(status) if isinstance(status, int) else 1 if status else 0
+    if gate is not None:
         return gate.conclude(number)
+    # Not even configured: --help and the like, or a refused option.
+    sys.stderr.write("" if number else "imagefresh: INCOMPLETE: no gate was run\n")
+    return number or _INCOMPLETE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Generator, Iterable
 from pathlib import Path
 from types import ModuleType
@@ -28,22 +29,25 @@ from pytest_imagefresh.interruption import Interruption, end_orderly_on_signals
 from pytest_imagefresh.masks import mask_report
 from pytest_imagefresh.progress import TerminalProgress
 from pytest_imagefresh.run import GateRun, TargetRun, gate_bound
-from pytest_imagefresh.weakening import typed, weaknesses
+from pytest_imagefresh.truth import Witness, logged_outcome, reported_outcome, true_outcome
+from pytest_imagefresh.weakening import replaced_fixtures, typed, weaknesses
 
-_PARTIAL_SWITCHES = ("--gate-partial", "--gate-reuse")
 _BACKSTOP_SECONDS = 60
 _TEST_FILES = ("test_*.py", "*_test.py")
 _SHIPPED_GATES = ("test_staging_fresh.py", "test_provenance.py")
 
 
-def start(config: pytest.Config) -> GateSession:
-    """Build settings and targets from the options and register the session. Raises pytest.UsageError."""
+def start(config: pytest.Config, asked: Namespace) -> GateSession:
+    """Build settings and targets from the options and register the session. Raises pytest.UsageError.
+
+    `asked` are the options as they were asked for, before any conftest was loaded.
+    """
     try:
-        session = GateSession(config)
+        session = GateSession(config, asked)
     except ConfigError as error:
         raise pytest.UsageError(f"imagefresh: {error}") from error
-    junit.remove_old(config)
     config.pluginmanager.register(session, "imagefresh-session")
+    config.pluginmanager.register(Witness(), "imagefresh-witness")
     config.pluginmanager.register(session.interruption, "imagefresh-interruption")
     end_orderly_on_signals(config)
     config.pluginmanager.register(fixtures, "imagefresh-fixtures")
@@ -53,13 +57,13 @@ def start(config: pytest.Config) -> GateSession:
 class GateSession:
     """The pytest hooks of a session with --repo."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, asked: Namespace) -> None:
         self.config = config
         self.configuration = _load(config)
         self.final_status: int | None = None
         """What the session ends with; None until it has come to its end."""
-        self.reuse = typed(config, "--gate-reuse")
-        self.partial = typed(config, *_PARTIAL_SWITCHES)
+        self.reuse = typed(config, "--gate-reuse") and config.getoption("gate_reuse")
+        self.partial = self.reuse or (typed(config, "--gate-partial") and config.getoption("gate_partial"))
         self.progress = TerminalProgress(config)
         self.run = _make_run(config, self.configuration, self.progress)
         repos = dict.fromkeys(RepoName(name).name for name in config.getoption("gate_repos"))
@@ -68,11 +72,12 @@ class GateSession:
         targets = {name: self._targets(name) for name in repos}
         self.off = {name: decision.reason for name, decision in decisions.items() if not decision.applies}
         self.targets = tuple(target for name in repos if name not in self.off for target in targets[name])
-        self.ledger = Ledger(tuple(target.name for target in self.targets), weaknesses=weaknesses(config))
+        self.ledger = Ledger(tuple(target.name for target in self.targets), weaknesses=weaknesses(config, asked))
         self.interruption = Interruption(self.ledger, self.progress.begun)
         self._taps: dict[str, list[dict[str, str]]] = {}
         self._seconds: dict[str, float] = {}
         self._runs: dict[str, TargetRun] = {}
+        self._homes: dict[str, set[str]] = {}
 
     def _targets(self, repo: str) -> tuple[Target, ...]:
         self.run.clone(repo)
@@ -102,8 +107,19 @@ class GateSession:
             names = _declared_in(path)
             self.ledger.declared.update(f"{path.relative_to(folder).as_posix()}::{name}" for name in names)
             for name in shadowed(list(names)):
-                weakness = f"weakened: {path.name} declares {name} more than once, only the last one runs; rename it"
-                self.ledger.weaknesses[:] = dict.fromkeys([*self.ledger.weaknesses, weakness])
+                self.ledger.weaken(
+                    f"weakened: {path.name} declares {name} more than once, only the last one runs; rename it"
+                )
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        """Keep in mind every gate test beside those that were asked for by their node ID, too."""
+        report = yield
+        for node in report.result if self.targets else []:
+            if isinstance(node, pytest.Item):
+                self.pytest_itemcollected(node)
+        mask_report(report, self.run.mask)
+        return report
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         """Keep in mind every gate test that exists, before anything selects among them."""
@@ -131,6 +147,7 @@ class GateSession:
         items[:] = [item for item in items if not is_gate(item)] + gates
         for item in gates:
             self._bound(item)
+            self.ledger.weaken(*replaced_fixtures(item) if _link_of(item) else ())
 
     def _leave_out_the_rebuild(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         rebuilt = [item for item in items if _link_of(item) is Link.REBUILT]
@@ -184,15 +201,17 @@ class GateSession:
         if call.excinfo is not None and isinstance(call.excinfo.value, ImagefreshError):
             _present(report, call.excinfo.value, self.run.mask)
         if is_gate(item):
+            outcome, concealed = true_outcome(item, call, report)
             run = self._run_of(item)
             if report.failed and run is not None:
                 report.sections.extend(evidence.failure_sections(run))
             if report.when == "setup" and run is not None:
                 report.duration -= run.charge_rebuild(to_its_own_test=_link_of(item) is Link.REBUILT)
-            mask_report(report, self.run.mask)
             link = _link_of(item)
-            proofs = item.stash.get(fixtures.PROOFS, []) if report.passed else []
+            proofs = item.stash.get(fixtures.PROOFS, []) if outcome is Outcome.PASSED else []
             report.imagefresh = {  # type: ignore[attr-defined]
+                "outcome": outcome.name,
+                "concealed": self.run.mask(concealed),
                 "proofs": [proof.as_record() for proof in proofs],
                 "facts": {name: run.facts for name, run in self._runs.items()},
                 "taps": {name: run.tap_records() for name, run in self._runs.items()},
@@ -201,35 +220,48 @@ class GateSession:
             }
         return report
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Enter one report into the ledger; under pytest-xdist this happens in the controller too."""
-        gate: dict[str, Any] | None = getattr(report, "imagefresh", None)
-        proven = report.outcome == "passed" and not hasattr(report, "wasxfail")
-        if report.failed:
-            unknown = getattr(report, "imagefresh_unknown", False)
-            self.ledger.note(report.nodeid, Outcome.UNKNOWN if unknown else Outcome.REFUSED, _first_line(report))
-        elif gate is not None and not proven:
-            self.ledger.note(report.nodeid, Outcome.LEFT_OUT)
-        elif gate is not None and report.when == "call":
-            self.ledger.note(report.nodeid, Outcome.PASSED)
-        if gate is not None:
-            self._enter(report, gate, proven=proven and report.when == "call")
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
+        """Mask what became known since the report was made, and enter it into the ledger once all have seen it.
 
-    def _enter(self, report: pytest.TestReport, gate: dict[str, Any], *, proven: bool) -> None:
+        Under pytest-xdist this happens in the controller too.
+        """
+        mask_report(report, self.run.mask)
+        yield
+        gate: dict[str, Any] | None = getattr(report, "imagefresh", None)
+        if gate is not None:
+            self._enter(report, gate)
+        elif report.failed:
+            self.ledger.note(report.nodeid, reported_outcome(report), _first_line(report))
+
+    def _enter(self, report: pytest.TestReport, gate: dict[str, Any]) -> None:
+        outcome = logged_outcome(report, Outcome[gate["outcome"]])
+        bad = outcome in (Outcome.REFUSED, Outcome.UNKNOWN)
+        reason = gate["concealed"] or _first_line(report)
+        if outcome is not Outcome.PASSED or report.when == "call":
+            self.ledger.note(report.nodeid, outcome, reason if bad else "")
         self.ledger.facts.update(gate["facts"])
         self._taps.update(gate["taps"])
         self._seconds.update(gate["seconds"])
-        if gate["link"] is not None and report.failed:
+        if gate["link"] is not None:
             target, link = gate["link"]
-            self.ledger.broken[target, Link.named(link)] = self.ledger.outcomes[report.nodeid], _first_line(report)
-        for record in gate["proofs"] if proven else []:
+            if bad:
+                self.ledger.broken[target, Link.named(link)] = outcome, reason
+            self._enter_home(target, getattr(report, "worker_id", ""))
+        for record in gate["proofs"] if outcome is Outcome.PASSED and report.when == "call" else []:
             self.ledger.record(Proof.from_record(record))
         xml = junit.report_of(self.config)
         # With the teardown pytest closes a case; whoever touches it later opens another one without a name.
         if xml is not None and report.when != "teardown" and not workers.is_worker(self.config):
             junit.name_case(xml, report)
             junit.put_sentence_first(xml, report)
+
+    def _enter_home(self, target: str, worker: str) -> None:
+        """Proofs of one target are in order only where one process made them all."""
+        homes = self._homes.setdefault(target, set())
+        homes.add(worker)
+        if len(homes) > 1:
+            self.ledger.weaken(f"weakened: {target} was tried on several workers; another plugin's scheduler split it")
 
     # What the session ends with, and what it leaves.
 
@@ -278,8 +310,7 @@ class GateSession:
                 junit.add_case(xml, f"rebuild of staging[{target}]", seconds=seconds)
         if self.partial and status in (0, 1, ExitStatus.UNKNOWN):
             return
-        told = {Outcome.REFUSED, Outcome.UNKNOWN} & set(self.ledger.outcomes.values())
-        reason = "" if status == 0 or told else f"the gate is not complete (exit {status})"
+        reason = "" if status == 0 or junit.says_no(xml) else f"the gate is not complete (exit {status})"
         junit.add_case(xml, "gate complete", "\n".join([reason, *self.ledger.missing()]) if reason else "")
 
     def _keep_observed(self) -> None:
@@ -438,8 +469,11 @@ def _register_below(node: pytest.Collector, holder: ModuleType) -> None:
     manager = node.session._fixturemanager
     try:
         manager.parsefactories(holder=holder, node=node)
-    except TypeError:  # pytest before 9.1 knows the visibility by node ID only
-        manager.parsefactories(holder, node.nodeid)
+    except TypeError:
+        # pytest before 9.1 knows the visibility by node ID only, and overlooks a holder that it has seen before.
+        again = ModuleType(holder.__name__)
+        vars(again).update(vars(holder))
+        manager.parsefactories(again, node.nodeid)
 
 
 def _link_of(item: pytest.Item) -> Link | None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 
 import pytest
+
+from pytest_imagefresh import docker_fixtures, fixtures
 
 _SELECTING = {
     "keyword": ("-k",),
@@ -14,7 +18,7 @@ _SELECTING = {
     "ignore": ("--ignore",),
     "ignore_glob": ("--ignore-glob",),
     "lf": ("--lf", "--last-failed"),
-    "stepwise": ("--sw", "--stepwise"),
+    "stepwise": ("--sw", "--stepwise", "--sw-skip", "--stepwise-skip", "--sw-reset", "--stepwise-reset"),
     "stepwise_skip": ("--sw-skip", "--stepwise-skip"),
     "collectonly": ("--co", "--collect-only"),
     "setuponly": ("--setup-only",),
@@ -29,6 +33,17 @@ _SELECTING = {
 """Destination of an option -> its switches. On the command line itself they are a person's choice, and what they leave
 out is seen; from anywhere else they are refused."""
 
+_ASKED = {
+    "gate_repos": "--repo",
+    "gate_branch": "--branch",
+    "gate_revision": "--gate-revision",
+    "gate_config": "--gate-config",
+    "gate_evidence": "--gate-evidence",
+}
+"""Destination of an option that says what is gated -> its switch."""
+
+_SHIPPED_FIXTURES = (fixtures, docker_fixtures)
+
 _NEEDED = {"timeout": "pytest-timeout", "docker": "pytest-docker"}
 """Plugins by the name of their entry point."""
 
@@ -39,13 +54,37 @@ def typed(config: pytest.Config, *switches: str) -> bool:
 
 
 def _is(word: str, switch: str) -> bool:
-    short = len(switch) == 2 and word.startswith(switch)
-    return short or word == switch or word.startswith(f"{switch}=")
+    if len(switch) == 2:
+        # Among others, as in -qx: those that may stand before it take no value.
+        return re.match(f"-[lqsvx]*{switch[1]}", word) is not None
+    return word == switch or word.startswith(f"{switch}=")
 
 
-def weaknesses(config: pytest.Config) -> list[str]:
-    """Return what weakens the tests of this session, one line each."""
-    return [*_untyped(config), *_toothless(config)]
+def weaknesses(config: pytest.Config, asked: Namespace) -> list[str]:
+    """Return what weakens the tests of this session, one line each; `asked` are the options as they were asked for."""
+    return [*_untyped(config), *_changed(config, asked), *_toothless(config)]
+
+
+def _changed(config: pytest.Config, asked: Namespace) -> Iterator[str]:
+    """Options that a conftest or a plugin changed behind the back of whoever asked."""
+    switches = _ASKED | {destination: switches[0] for destination, switches in _SELECTING.items()}
+    for destination, switch in switches.items():
+        expected, observed = getattr(asked, destination, None), config.getoption(destination, None)
+        if expected != observed and not typed(config, *_SELECTING.get(destination, ())):
+            yield f"weakened: a conftest or plugin changed {switch} from {expected!r} to {observed!r}; it must not"
+
+
+def replaced_fixtures(item: pytest.Item) -> list[str]:
+    """Return which of the gate's own fixtures a conftest, plugin or module puts its own in place of, one line each."""
+    info = getattr(item, "_fixtureinfo", None)
+    known = {} if info is None else info.name2fixturedefs
+    used = {name: found[-1].func.__module__ for name, found in known.items() if found}
+    ours = {module.__name__ for module in _SHIPPED_FIXTURES}
+    return [
+        f"weakened: {item.name} uses the fixture {name} of {module}, not the gate's own; give that one another name"
+        for name, module in sorted(used.items())
+        if module not in ours and any(hasattr(each, name) for each in _SHIPPED_FIXTURES)
+    ]
 
 
 def _untyped(config: pytest.Config) -> Iterator[str]:
@@ -61,7 +100,7 @@ def _untyped(config: pytest.Config) -> Iterator[str]:
 def _toothless(config: pytest.Config) -> Iterator[str]:
     if sys.flags.optimize:
         yield "weakened: python -O removes assert statements; run pytest without -O and PYTHONOPTIMIZE"
-    if config.getoption("assertmode") == "plain":
+    if config.getoption("assertmode", "plain") == "plain":
         yield "weakened: --assert=plain; drop it"
     if config.getoption("noconftest"):
         yield "weakened: --noconftest hides what conftest files contribute; drop it"

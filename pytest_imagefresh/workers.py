@@ -44,7 +44,7 @@ def take_inventory(node: Any, ledger: Ledger) -> None:
     sent = getattr(node, "workeroutput", {}).get(_INVENTORY, {})
     ledger.expected.update(sent.get("expected", ()))
     ledger.declared.update(sent.get("declared", ()))
-    ledger.weaknesses[:] = dict.fromkeys([*ledger.weaknesses, *sent.get("weaknesses", ())])
+    ledger.weaken(*sent.get("weaknesses", ()))
     for node_id in sent.get("left_out", ()):
         ledger.note(node_id, Outcome.LEFT_OUT)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -70,6 +71,10 @@ class Outcome(enum.Enum):
     LEFT_OUT = "left out"
     """Skipped, xfailed, deselected: whatever was not proven."""
 
+    def severity(self) -> int:
+        """Return a number that is the greater, the worse: for `max`."""
+        return (Outcome.PASSED, Outcome.LEFT_OUT, Outcome.UNKNOWN, Outcome.REFUSED).index(self)
+
 
 class ExitStatus(enum.IntEnum):
     """What a gate session ends with, beside pytest's own 2, 3 and 5."""
@@ -106,10 +111,14 @@ class Ledger:
         """Keep one proof."""
         self.proofs[(proof.target, proof.link)] = proof
 
+    def weaken(self, *sentences: str) -> None:
+        """Keep what weakens the session, each sentence once."""
+        self.weaknesses[:] = dict.fromkeys([*self.weaknesses, *sentences])
+
     def note(self, node_id: str, outcome: Outcome, reason: str = "") -> None:
         """Keep how a gate test ended; a later phase or rerun never improves it."""
         known = self.outcomes.get(node_id, Outcome.PASSED)
-        self.outcomes[node_id] = max(known, outcome, key=_SEVERITY.index)
+        self.outcomes[node_id] = max(known, outcome, key=Outcome.severity)
         if reason:
             self.reasons.setdefault(node_id, reason)
 
@@ -130,8 +139,17 @@ class Ledger:
             *self.weaknesses,
             *([] if self.targets else ["no target"]),
             *unproven,
+            *self._disordered(),
             *(f"left out: {name}" for name in sorted(self._left_out())),
         ]
+
+    def _disordered(self) -> Iterable[str]:
+        """What is looked at last must have been: a proof counts in the order of the chain only."""
+        for target in self.targets:
+            proven = [link for name, link in self.proofs if name == target]
+            for first, second in itertools.pairwise(proven):
+                if ORDER[first] > ORDER[second]:
+                    yield f"{target}: out of order: {first.value!r} was proven before {second.value!r}"
 
     def _left_out(self) -> set[str]:
         """Gate tests that exist and did not pass; those that failed are known otherwise."""
@@ -153,9 +171,6 @@ class Ledger:
             for (name, _), proof in self.proofs.items()
             if name == target and proof.subject.startswith("sha256:")
         )
-
-
-_SEVERITY = [Outcome.PASSED, Outcome.LEFT_OUT, Outcome.UNKNOWN, Outcome.REFUSED]
 
 
 def exit_status(pytest_status: int, ledger: Ledger, *, partial: bool) -> int:
