@@ -9,14 +9,14 @@ STAMP := $(VENV)/.stamp
 PYTEST := $(PYTHON) -m pytest --timeout=300
 SHELL_SCRIPTS = $(wildcard scripts/*.sh hooks/*.sh hooks/lib/*.sh) .ci/run
 
-.PHONY: help venv lint test demo clean
+.PHONY: help venv lint test matrix demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do printf '  make %-6s %s\n' "$$name" "$$what"; done
 
 venv: $(STAMP) ## the virtual environment in .venv
 
-$(STAMP): pyproject.toml scripts/make-venv.sh
+$(STAMP): pyproject.toml scripts/make-venv.sh tests/plugin/other_plugins.txt
 	scripts/make-venv.sh $(VENV)
 	touch $@
 
@@ -33,6 +33,10 @@ test: lint ## lint, then every test; starts a private engine where there is none
 	scripts/engine.sh up
 	scripts/base-image.sh
 	$(PYTEST) -m docker
+
+matrix: venv ## the plugin's tests on every Python from 3.10 to 3.13 found here, with the oldest and the newest pytest
+	scripts/need.sh git=git
+	$(PYTHON) scripts/matrix.py
 
 demo: venv ## a gate, a promotion and a refusal on real parts
 	scripts/need.sh git=git curl=curl flock=util-linux

@@ -105,13 +105,23 @@ def imported_names(path: Path) -> set[str]:
     return found
 
 
+def distributions_by_module() -> dict[str, set[str]]:
+    """Return the installed distributions by top-level module (Python 3.10's own list lacks most wheels)."""
+    found: dict[str, set[str]] = {}
+    for distribution in importlib.metadata.distributions():
+        for path in distribution.files or []:
+            if path.suffix == ".py":
+                found.setdefault(path.parts[0].removesuffix(".py"), set()).add(distribution.metadata["Name"])
+    return found
+
+
 def test_what_the_package_imports_is_declared(wheel: zipfile.ZipFile) -> None:
     metadata = email.message_from_bytes(wheel.read("pytest_imagefresh-0.1.0.dist-info/METADATA"))
     required = [each for each in metadata.get_all("Requires-Dist") or [] if "extra ==" not in each]
     declared = {re.split(r"[^A-Za-z0-9._-]", each)[0].replace(".", "-") for each in required}
     modules = [path for folder in ("pytest_imagefresh", "gates") for path in (ROOT / folder).rglob("*.py")]
     imported = set().union(*map(imported_names, modules)) - sys.stdlib_module_names - {"pytest_imagefresh"}
-    distributions = importlib.metadata.packages_distributions()
+    distributions = distributions_by_module()
     names = {each.lower().replace(".", "-") for name in imported for each in distributions.get(name, [name])}
     # What works with pytest-xdist is loaded only where pytest-xdist is.
     assert names - {"pytest-imagefresh", "pytest-xdist"} <= declared
