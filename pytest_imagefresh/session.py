@@ -438,7 +438,10 @@ def is_gate(item: pytest.Item) -> bool:
 
 
 def _bears_gate_mark(module: pytest.Module) -> bool:
-    members = [module.obj, *vars(module.obj).values()]
+    try:
+        members = [module.obj, *vars(module.obj).values()]
+    except (pytest.Collector.CollectError, pytest.skip.Exception):
+        return False  # pytest reports it when it collects the module
     marks = [
         getattr(member, "pytestmark", [])
         for member in members

@@ -8,6 +8,7 @@ import selectors
 import shlex
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ HELD_SECONDS = 5.0
 _TERM_GRACE_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 _CHUNK = 65536
+_INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MESSAGE_LIMIT = 200
 
 _INHERITED = (
@@ -132,8 +134,10 @@ def run(
     Raises EvidenceError when the program cannot be started, does not end in time, or leaves its output open.
     """
     deadline = time.monotonic() + timeout
-    process = _start(argv, cwd, clean_environment() if env is None else env, bool(stdin))
-    with _ended_when_interrupted(process):
+    with contextlib.ExitStack() as stack:
+        with _signals_held():
+            process = _start(argv, cwd, clean_environment() if env is None else env, bool(stdin))
+            stack.enter_context(_ended_when_interrupted(process))
         exchange = _Exchange(process, stdin, LineFeed(on_line))
         problem = exchange.run(deadline)
         if problem == "timeout":
@@ -160,6 +164,31 @@ def _start(argv: Sequence[str], cwd: str | None, env: Mapping[str, str], with_st
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         place = f" in {cwd}" if cwd else ""
         raise EvidenceError(f"'{describe(argv)}' could not be started{place}: {reason}; is it installed?") from error
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold back what a signal handler would raise until a program that was just started is in safe hands.
+
+    Python runs handlers in its main thread only. They are replaced, not masked: a program would inherit the mask.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in _INTERRUPTIONS}
+    held = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in held:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+        for number, handler in held.items():
+            signal.signal(number, handler)
+        for each in came:
+            signal.raise_signal(each)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -214,3 +214,21 @@ def test_a_message_is_one_short_line() -> None:
     assert len(command.describe(["x" * 5000])) < 250
     assert command.last_line(b"one\n two \n\n") == "two"
     assert command.last_line(b"\n") == ""
+
+
+def test_a_signal_in_the_moment_of_the_start_orphans_nothing(tmp_path: Path) -> None:
+    def ended(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, ended)
+    script = f'echo $$ >"$0"; kill -TERM {os.getpid()}; exec sleep 300'
+    try:
+        for number in range(40):
+            pid_file = tmp_path / str(number)
+            with pytest.raises(KeyboardInterrupt):
+                command.run(["/bin/sh", "-c", script, str(pid_file)], timeout=20)
+            if pid_file.exists():
+                with pytest.raises(ProcessLookupError):
+                    os.kill(int(pid_file.read_text()), 0)
+    finally:
+        signal.signal(signal.SIGTERM, before)

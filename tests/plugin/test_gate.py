@@ -235,6 +235,16 @@ def test_off_is_loud_green_and_no_verdict(gate_folder: GateFolder) -> None:
     assert not (gate_folder.path / ".imagefresh").exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "status"),
+    [("import no_such_module", 2), ("import pytest; pytest.skip('all', allow_module_level=True)", 0)],
+)
+def test_a_module_beside_the_gates_that_cannot_be_collected(gate_folder: GateFolder, source: str, status: int) -> None:
+    ended = gate_folder.gate(tests=_with(gate_folder, source))
+    assert ended.status == status, ended
+    assert "INTERNALERROR" not in ended.output
+
+
 def test_without_repo_the_plugin_is_inert(gate_folder: GateFolder) -> None:
     heavy = ("docker", "paramiko", "requests", "rich", "msgspec", "click")
     (gate_folder.path / "test_other.py").write_text(
