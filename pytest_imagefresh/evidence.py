@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+import pytest
 
 from pytest_imagefresh.core.chain import Ledger, Link
 from pytest_imagefresh.core.errors import EvidenceError
@@ -17,6 +18,7 @@ from pytest_imagefresh.run import TargetRun
 
 _LOG_LINES = 500
 _TAIL_LINES = 30
+_TAIL = "imagefresh: last lines of"
 
 
 def observed_files(run: TargetRun) -> dict[str, str]:
@@ -47,10 +49,15 @@ def chain_table(ledger: Ledger, target: str) -> str:
 def failure_sections(run: TargetRun) -> list[tuple[str, str]]:
     """Return the last lines of hook and container, to stand beside a failed test."""
     sections = [
-        ("imagefresh: last lines of the hook", _lines(run.hook_log[-_TAIL_LINES:])),
-        ("imagefresh: last lines of the staging container", _container_log(run, _TAIL_LINES)),
+        (f"{_TAIL} the hook", _lines(run.hook_log[-_TAIL_LINES:])),
+        (f"{_TAIL} the staging container", _container_log(run, _TAIL_LINES)),
     ]
     return [(title, text) for title, text in sections if text]
+
+
+def tails(report: pytest.TestReport) -> str:
+    """Return those sections of a report as one text; "" where it has none."""
+    return "\n".join(f"{title}\n{text}" for title, text in report.sections if title.startswith(_TAIL))
 
 
 def _inspected(run: TargetRun, fact: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-from _pytest.junitxml import LogXML, xml_key
+from _pytest.junitxml import LogXML, bin_xml_escape, xml_key
 
 CLASS_NAME = "gates"
 """First part of the class name of every gate case, wherever the gates are installed."""
@@ -47,9 +48,19 @@ def name_case(xml: LogXML, report: pytest.TestReport) -> None:
 
 def put_sentence_first(xml: LogXML, report: pytest.TestReport) -> None:
     """Let the message of an error begin with the human sentence, as that of a failure does."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    sentence = str(report.longrepr) if crash is None else crash.message
     for node in xml.node_reporter(report).nodes:
         if node.tag == "error":
-            node.set("message", str(report.longrepr))
+            node.set("message", bin_xml_escape(sentence))
+
+
+def add_output(xml: LogXML, report: pytest.TestReport, text: str) -> None:
+    """Add output to the case of a test, if there is any."""
+    if text:
+        output = ElementTree.Element("system-out")
+        output.text = bin_xml_escape(text)
+        xml.node_reporter(report).append(output)
 
 
 def add_properties(xml: LogXML, run_id: str, facts: Mapping[str, Mapping[str, str]]) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from argparse import Namespace
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from _pytest._code.code import ReprFileLocation, TerminalRepr
-from _pytest._io import TerminalWriter
 
 from pytest_imagefresh import docker_fixtures, evidence, fixtures, junit, summary, workers
 from pytest_imagefresh.adapters import records
@@ -21,20 +17,27 @@ from pytest_imagefresh.adapters.configuration import load_configuration
 from pytest_imagefresh.core.chain import ORDER, ExitStatus, Ledger, Link, Outcome, Proof, exit_status
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError, ImagefreshError
 from pytest_imagefresh.core.identity import RepoName
-from pytest_imagefresh.core.inventory import declared_tests, shadowed
+from pytest_imagefresh.core.inventory import shadowed
 from pytest_imagefresh.core.layers import Configuration
-from pytest_imagefresh.core.masking import Masker
 from pytest_imagefresh.core.settings import Target, applies, targets_for
+from pytest_imagefresh.gate_items import (
+    bears_gate_mark,
+    declared_in,
+    gate_files,
+    gates_folder_of,
+    is_gate,
+    link_of,
+    register_below,
+)
 from pytest_imagefresh.interruption import Interruption, end_orderly_on_signals
 from pytest_imagefresh.masks import mask_report
 from pytest_imagefresh.progress import TerminalProgress
 from pytest_imagefresh.run import GateRun, TargetRun, gate_bound
+from pytest_imagefresh.sentences import first_line, present
 from pytest_imagefresh.truth import Witness, logged_outcome, reported_outcome, true_outcome
 from pytest_imagefresh.weakening import replaced_fixtures, typed, weaknesses
 
 _BACKSTOP_SECONDS = 60
-_TEST_FILES = ("test_*.py", "*_test.py")
-_SHIPPED_GATES = ("test_staging_fresh.py", "test_provenance.py")
 
 
 def start(config: pytest.Config, asked: Namespace) -> GateSession:
@@ -98,13 +101,13 @@ class GateSession:
         folder = gates_folder_of(collector.path if collector.path.is_dir() else collector.path.parent)
         if folder is not None:
             self._declare(folder)
-        if isinstance(collector, pytest.Module) and (folder is not None or _bears_gate_mark(collector)):
-            _register_below(collector, docker_fixtures)
+        if isinstance(collector, pytest.Module) and (folder is not None or bears_gate_mark(collector)):
+            register_below(collector, docker_fixtures)
 
     def _declare(self, folder: Path) -> None:
         """Enter into the ledger what a gates folder declares, whatever pytest is told to collect of it."""
-        for path in sorted({path for pattern in _TEST_FILES for path in folder.rglob(pattern)}):
-            names = _declared_in(path)
+        for path in gate_files(folder):
+            names = declared_in(path)
             self.ledger.declared.update(f"{path.relative_to(folder).as_posix()}::{name}" for name in names)
             for name in shadowed(list(names)):
                 self.ledger.weaken(
@@ -147,10 +150,10 @@ class GateSession:
         items[:] = [item for item in items if not is_gate(item)] + gates
         for item in gates:
             self._bound(item)
-            self.ledger.weaken(*replaced_fixtures(item) if _link_of(item) else ())
+            self.ledger.weaken(*replaced_fixtures(item) if link_of(item) else ())
 
     def _leave_out_the_rebuild(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        rebuilt = [item for item in items if _link_of(item) is Link.REBUILT]
+        rebuilt = [item for item in items if link_of(item) is Link.REBUILT]
         items[:] = [item for item in items if item not in rebuilt]
         config.hook.pytest_deselected(items=rebuilt)
 
@@ -158,7 +161,7 @@ class GateSession:
         """Targets in turn; within one, links in order, and a user's own checks before the last looks."""
         target = item.callspec.params["target"] if hasattr(item, "callspec") else None
         turn = self.targets.index(target) if target in self.targets else -1
-        return turn, ORDER[_link_of(item) or Link.ACCEPTS]
+        return turn, ORDER[link_of(item) or Link.ACCEPTS]
 
     def _bound(self, item: pytest.Item) -> None:
         """Every step bounds itself; pytest-timeout is the backstop behind their sum."""
@@ -199,15 +202,15 @@ class GateSession:
         """Say refusals and evidence errors in one sentence, and send proofs along with the report."""
         report = yield
         if call.excinfo is not None and isinstance(call.excinfo.value, ImagefreshError):
-            _present(report, call.excinfo.value, self.run.mask)
+            present(report, call.excinfo.value, self.run.mask)
         if is_gate(item):
             outcome, concealed = true_outcome(item, call, report)
             run = self._run_of(item)
             if report.failed and run is not None:
                 report.sections.extend(evidence.failure_sections(run))
             if report.when == "setup" and run is not None:
-                report.duration -= run.charge_rebuild(to_its_own_test=_link_of(item) is Link.REBUILT)
-            link = _link_of(item)
+                report.duration -= run.charge_rebuild(to_its_own_test=link_of(item) is Link.REBUILT)
+            link = link_of(item)
             proofs = item.stash.get(fixtures.PROOFS, []) if outcome is Outcome.PASSED else []
             report.imagefresh = {  # type: ignore[attr-defined]
                 "outcome": outcome.name,
@@ -232,12 +235,12 @@ class GateSession:
         if gate is not None:
             self._enter(report, gate)
         elif report.failed:
-            self.ledger.note(report.nodeid, reported_outcome(report), _first_line(report))
+            self.ledger.note(report.nodeid, reported_outcome(report), first_line(report))
 
     def _enter(self, report: pytest.TestReport, gate: dict[str, Any]) -> None:
         outcome = logged_outcome(report, Outcome[gate["outcome"]])
         bad = outcome in (Outcome.REFUSED, Outcome.UNKNOWN)
-        reason = gate["concealed"] or _first_line(report)
+        reason = gate["concealed"] or first_line(report)
         if outcome is not Outcome.PASSED or report.when == "call":
             self.ledger.note(report.nodeid, outcome, reason if bad else "")
         self.ledger.facts.update(gate["facts"])
@@ -255,6 +258,7 @@ class GateSession:
         if xml is not None and report.when != "teardown" and not workers.is_worker(self.config):
             junit.name_case(xml, report)
             junit.put_sentence_first(xml, report)
+            junit.add_output(xml, report, evidence.tails(report))
 
     def _enter_home(self, target: str, worker: str) -> None:
         """Proofs of one target are in order only where one process made them all."""
@@ -291,7 +295,11 @@ class GateSession:
             sys.stderr.write("imagefresh: INCOMPLETE: the session never came to its end\n")
             return status or ExitStatus.INCOMPLETE
         final = self.final_status or status
-        return self._keep_records(final, complete=True) if final == 0 and not self.partial else final
+        if final or self.partial:
+            return final
+        final = self._keep_records(final, complete=True)
+        # One record that could not be written takes back those that were.
+        return self._keep_records(final, complete=False) if final else final
 
     def _decide(self, pytest_status: int) -> int:
         return exit_status(pytest_status, self.ledger, partial=self.partial) if self.targets else pytest_status
@@ -308,10 +316,10 @@ class GateSession:
         for target, seconds in self._seconds.items():
             if seconds:
                 junit.add_case(xml, f"rebuild of staging[{target}]", seconds=seconds)
-        if self.partial and status in (0, 1, ExitStatus.UNKNOWN):
-            return
         reason = "" if status == 0 or junit.says_no(xml) else f"the gate is not complete (exit {status})"
-        junit.add_case(xml, "gate complete", "\n".join([reason, *self.ledger.missing()]) if reason else "")
+        # Where another case already says no, a passed "gate complete" would contradict it.
+        if reason or (status == 0 and not self.partial):
+            junit.add_case(xml, "gate complete", "\n".join([reason, *self.ledger.missing()]) if reason else "")
 
     def _keep_observed(self) -> None:
         """Write what was said and seen, in the process that heard and saw it."""
@@ -401,87 +409,6 @@ def _make_run(config: pytest.Config, configuration: Configuration, progress: Ter
         run_id=workers.given_run_id(config),
         progress=progress,
     )
-
-
-class Sentence(TerminalRepr):
-    """One sentence instead of a traceback: for errors that say themselves what is wrong."""
-
-    def __init__(self, text: str, path: str) -> None:
-        self.text = text
-        self.reprcrash = ReprFileLocation(path, 0, text)
-
-    def __str__(self) -> str:
-        return self.text
-
-    def toterminal(self, tw: TerminalWriter) -> None:
-        """Write the sentence."""
-        tw.line(self.text, red=True)
-
-
-def _present(report: pytest.TestReport, error: ImagefreshError, mask: Masker) -> None:
-    """Report a refusal as a failure and an evidence error as an error, wherever in the test it was raised."""
-    report.longrepr = Sentence(mask(str(error)), report.location[0])
-    unknown = isinstance(error, EvidenceError)
-    report.when = "setup" if unknown else "call"
-    report.imagefresh_unknown = unknown  # type: ignore[attr-defined]
-
-
-def _first_line(report: pytest.TestReport) -> str:
-    crash = getattr(report.longrepr, "reprcrash", None)
-    text = getattr(crash, "message", None) or str(report.longrepr or "")
-    return text.strip().partition("\n")[0][:300]
-
-
-def is_gate(item: pytest.Item) -> bool:
-    """Say whether a test belongs to the complete gate: marked `gate`, or below a gates folder."""
-    return item.get_closest_marker("gate") is not None or gates_folder_of(item.path.parent) is not None
-
-
-def _bears_gate_mark(module: pytest.Module) -> bool:
-    try:
-        members = [module.obj, *vars(module.obj).values()]
-    except (pytest.Collector.CollectError, pytest.skip.Exception):
-        return False  # pytest reports it when it collects the module
-    marks = [
-        getattr(member, "pytestmark", [])
-        for member in members
-        if isinstance(member, (ModuleType, type)) or callable(member)
-    ]
-    return any(mark.name == "gate" for each in marks for mark in (each if isinstance(each, list) else [each]))
-
-
-@functools.cache
-def gates_folder_of(folder: Path) -> Path | None:
-    """Return the gates folder that a folder is or lies in: the one that holds the shipped gates."""
-    for place in [folder, *folder.parents]:
-        if all((place / name).is_file() for name in _SHIPPED_GATES):
-            return place
-    return None
-
-
-@functools.cache
-def _declared_in(path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(declared_tests(path.read_text(encoding="utf-8")))
-    except (OSError, SyntaxError, ValueError):
-        return ()  # pytest itself ends with a collection error
-
-
-def _register_below(node: pytest.Collector, holder: ModuleType) -> None:
-    """Make the fixtures of a module visible to the items below one collector, and to no others."""
-    manager = node.session._fixturemanager
-    try:
-        manager.parsefactories(holder=holder, node=node)
-    except TypeError:
-        # pytest before 9.1 knows the visibility by node ID only, and overlooks a holder that it has seen before.
-        again = ModuleType(holder.__name__)
-        vars(again).update(vars(holder))
-        manager.parsefactories(again, node.nodeid)
-
-
-def _link_of(item: pytest.Item) -> Link | None:
-    marker = item.get_closest_marker("link")
-    return Link.named(str(marker.args[0])) if marker else None
 
 
 def _load(config: pytest.Config) -> Configuration:

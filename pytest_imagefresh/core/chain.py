@@ -184,8 +184,8 @@ def exit_status(pytest_status: int, ledger: Ledger, *, partial: bool) -> int:
         return pytest_status
     if Outcome.REFUSED in outcomes or ledger.subjects_disagree():
         return ExitStatus.REFUSED
-    if pytest_status == 1:
-        return ExitStatus.UNKNOWN if Outcome.UNKNOWN in outcomes else ExitStatus.REFUSED
-    if partial:
+    if Outcome.UNKNOWN in outcomes:
+        return ExitStatus.UNKNOWN
+    if partial or pytest_status == 1:
         return pytest_status
     return ExitStatus.INCOMPLETE if ledger.missing() else pytest_status
