@@ -182,7 +182,8 @@ def up(state: State, argv: list[str]) -> None:
         "ports": [["8000/tcp", "127.0.0.1", port["published"]] for port in section.get("ports", [])],
         **state["after_up"].get(image, state["after_up"].get("", {})),
     }
-    state["containers"] = [each for each in state["containers"] if each["service"] != service] + [container]
+    state["containers"] = [each for each in state["containers"] if each["service"] != service]
+    state["containers"] += [container, *state["left_behind"]]
 
 
 def inspect_container(state: State, argv: list[str]) -> int:

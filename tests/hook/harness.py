@@ -157,7 +157,7 @@ class PretendedHost:
         for tool in ("docker", "curl"):
             program = f"import sys; sys.path.insert(0, {str(_HERE)!r}); from fake_engine import main; "
             program += f"sys.exit(main({tool!r}, {str(self._state)!r}, sys.argv[1:]))"
-            (tools / tool).write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS -c "{program}" "$@"\n')
+            (tools / tool).write_text(f'#!/bin/bash -p\nexec "{sys.executable}" -IS -c "{program}" "$@"\n')
             (tools / tool).chmod(0o755)
         self.tools = tools
         self.hook = install(folder / "hook", tools=tools)
@@ -271,6 +271,8 @@ def _pretended_state(context: Path) -> dict[str, object]:
         "count": 0,
         # How a container is after `up`, by image ("" for any).
         "after_up": {},
+        # Containers that nobody asked for, there after every `up`.
+        "left_behind": [],
         # What curl gets: one after the other, the last for ever; by image, always the same.
         "answers": ["200"],
         "answer_of": {},

@@ -258,6 +258,17 @@ def test_the_pin_file_keeps_mode_and_place(pretended: PretendedHost, tmp_path: P
     assert real.stat().st_mode & 0o777 == mode
 
 
+def test_a_pin_file_whose_owner_and_mode_cannot_be_kept_is_refused_in_time(pretended: PretendedHost) -> None:
+    (pretended.tools / "cp").write_text('#!/bin/sh\n[ "$1" != -p ] || shift\nexec /bin/cp "$@"\n')
+    (pretended.tools / "cp").chmod(0o755)
+    path = pretended.compose_dir / ".env"
+    path.write_text("PIN=old\n")
+    path.chmod(0o646)
+    assert pretended.promote().verdict == (1, "pin-file")
+    assert path.read_text() == "PIN=old\n"
+    assert pretended.changes() == []
+
+
 def test_promoting_the_same_image_again_keeps_the_real_previous_one(pretended: PretendedHost) -> None:
     pretended.promote()
     assert pretended.promote().verdict == (0, "promoted")
@@ -312,6 +323,12 @@ def test_a_command_that_fails_after_the_swap_began_is_rolled_back(pretended: Pre
     assert [each["image"] for each in pretended.state["containers"]] == [PROD_ID]
     assert pretended.state["images"]["shop-shop:latest"] == PROD_ID
     assert (pretended.compose_dir / ".env").read_text() == f"A=1\nPIN={PROD_ID}\n"
+
+
+def test_a_tag_that_moved_before_the_failure_is_moved_back(pretended: PretendedHost) -> None:
+    pretended.fail("image inspect .*-- shop-shop$", after=1, times=1, stderr="something else\n")
+    assert pretended.promote().verdict == (3, "engine-answer")
+    assert pretended.state["images"]["shop-shop:latest"] == PROD_ID
 
 
 def test_an_engine_that_restarts_during_the_swap_is_waited_for(pretended: PretendedHost) -> None:

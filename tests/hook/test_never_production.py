@@ -187,6 +187,19 @@ def test_what_runs_is_not_what_was_built(pretended: PretendedHost, after_up: dic
     assert "imagefresh-run:20260102t030405z-89abcdef" not in json.dumps(pretended.state["images"])
 
 
+def test_a_second_container_of_the_service_is_refused(pretended: PretendedHost) -> None:
+    second = {
+        "id": "4" * 64,
+        "name": "x",
+        "image": PROD_ID,
+        "project": "project",
+        "service": "shop-staging",
+        "ports": [],
+    }
+    pretended.set(left_behind=[second])
+    assert pretended.staging().verdict == (1, "container-count")
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "", "::"])
 def test_health_is_asked_where_the_container_publishes(pretended: PretendedHost, host: str) -> None:
     pretended.set(after_up={"": {"ports": [["8000/tcp", host, "43101"]]}})
