@@ -51,12 +51,9 @@ def test_the_core_is_pure(module: str) -> None:
 @pytest.mark.parametrize("module", ADAPTERS)
 def test_adapters_know_the_core_and_the_way_to_the_host(module: str) -> None:
     home = module.removeprefix("adapters/").partition("/")[0].removesuffix(".py")
-    allowed = ("core", "adapters.command", "adapters.host", f"adapters.{home}")
-    if home == "host":
-        allowed += ("adapters.ssh",)
+    allowed = ("core", *(f"adapters.{name}" for name in (*SHARED_ADAPTERS, home)))
     known = {name for name in own(ROOT / PACKAGE / module) if name != "adapters"}
-    named = {f"adapters.{name}" for name in SHARED_ADAPTERS}
-    assert all(name.startswith(allowed) or name in named for name in known), known
+    assert all(name.startswith(allowed) for name in known), known
 
 
 @pytest.mark.parametrize("library", HEAVY_HOMES)
