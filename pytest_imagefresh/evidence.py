@@ -24,8 +24,9 @@ _TAIL = "imagefresh: last lines of"
 def observed_files(run: TargetRun) -> dict[str, str]:
     """Return the files of what one target's run said and saw, by name, secrets masked. What cannot be had says why."""
     return {
-        "hook.log": _lines(run.hook_log),
-        "build.log": _lines(run.build_log),
+        # Masked as they came, and once more: the secrets of a container are known when it runs.
+        "hook.log": run.run.mask(_lines(run.hook_log)),
+        "build.log": run.run.mask(_lines(run.build_log)),
         "container.log": _container_log(run, _LOG_LINES),
         "image.json": _inspected(run, "image_id"),
         "container.json": _inspected(run, "container_id"),

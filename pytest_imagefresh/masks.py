@@ -17,6 +17,8 @@ def mask_report(report: pytest.TestReport | pytest.CollectReport, mask: Masker) 
         report.user_properties = [
             (name, mask(value) if isinstance(value, str) else value) for name, value in report.user_properties
         ]
+        if hasattr(report, "wasxfail"):
+            report.wasxfail = mask(report.wasxfail)
     if isinstance(report.longrepr, str):
         report.longrepr = mask(report.longrepr)
     elif isinstance(report.longrepr, tuple):

@@ -106,6 +106,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("gate_repos"):
         return
     if ASKED not in config.stash:
+        _remove_old_report(config.option)
         raise pytest.UsageError(
             "imagefresh: --repo was added, or the plugin loaded, by a conftest or another plugin, too late to have the "
             "last word; say --repo on the command line, and install the plugin or load it with -p"
@@ -125,6 +126,10 @@ class LastWord:
             status = yield
         except SystemExit as stop:
             status = stop.code
+        except BaseException:
+            if GATE in config.stash:
+                config.stash[GATE].withdraw_report()
+            raise
         try:
             # Here, or pytest does it after this last word, and what ends a process there has one of its own.
             config._ensure_unconfigure()

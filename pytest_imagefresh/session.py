@@ -65,6 +65,7 @@ class GateSession:
         self.configuration = _load(config)
         self.final_status: int | None = None
         """What the session ends with; None until it has come to its end."""
+        self._report_says_no = False
         self.reuse = typed(config, "--gate-reuse") and config.getoption("gate_reuse")
         self.partial = self.reuse or (typed(config, "--gate-partial") and config.getoption("gate_partial"))
         self.progress = TerminalProgress(config)
@@ -217,7 +218,7 @@ class GateSession:
                 "concealed": self.run.mask(concealed),
                 "proofs": [proof.as_record() for proof in proofs],
                 "facts": {name: run.facts for name, run in self._runs.items()},
-                "taps": {name: run.tap_records() for name, run in self._runs.items()},
+                "taps": {name: self.run.mask.deep(run.tap_records()) for name, run in self._runs.items()},
                 "seconds": {name: run.unbilled_seconds for name, run in self._runs.items()},
                 "link": [run.target.name, link.name] if run is not None and link is not None else None,
             }
@@ -284,6 +285,9 @@ class GateSession:
         except OSError as error:
             self._say(f"imagefresh: a report could not be written: {error}; is the disk full or read-only?")
             status = status or ExitStatus.UNKNOWN
+        except BaseException:
+            self.final_status = status or ExitStatus.INCOMPLETE
+            raise
         self.final_status = session.exitstatus = status
 
     def conclude(self, status: int) -> int:
@@ -293,13 +297,20 @@ class GateSession:
         """
         if self.final_status is None:
             sys.stderr.write("imagefresh: INCOMPLETE: the session never came to its end\n")
-            return status or ExitStatus.INCOMPLETE
+            status = status or ExitStatus.INCOMPLETE
         final = self.final_status or status
-        if final or self.partial:
-            return final
-        final = self._keep_records(final, complete=True)
-        # One record that could not be written takes back those that were.
-        return self._keep_records(final, complete=False) if final else final
+        if final == 0 and not self.partial:
+            final = self._keep_records(final, complete=True)
+            # One record that could not be written takes back those that were.
+            final = self._keep_records(final, complete=False) if final else final
+        if final:
+            self.withdraw_report()
+        return final
+
+    def withdraw_report(self) -> None:
+        """Remove a JUnit report that says yes: for a session that ends worse than it looked when that was written."""
+        if self.targets and not self._report_says_no and not workers.is_worker(self.config):
+            junit.remove_old(junit.path_of(self.config))
 
     def _decide(self, pytest_status: int) -> int:
         return exit_status(pytest_status, self.ledger, partial=self.partial) if self.targets else pytest_status
@@ -309,6 +320,7 @@ class GateSession:
         xml = junit.report_of(self.config)
         if xml is None or not self.targets:
             return
+        self._report_says_no = status != 0
         junit.add_properties(xml, self.run.run_id.text, self.ledger.facts)
         for target, tests in self._taps.items():
             for test in tests:

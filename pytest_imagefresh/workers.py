@@ -40,12 +40,17 @@ def send_inventory(config: pytest.Config, ledger: Ledger) -> None:
 
 
 def take_inventory(node: Any, ledger: Ledger) -> None:
-    """Take over a worker's inventory; a worker that crashed has none, and its tests are reported as failures."""
-    sent = getattr(node, "workeroutput", {}).get(_INVENTORY, {})
-    ledger.expected.update(sent.get("expected", ()))
-    ledger.declared.update(sent.get("declared", ()))
-    ledger.weaken(*sent.get("weaknesses", ()))
-    for node_id in sent.get("left_out", ()):
+    """Take over a worker's inventory. One that ended without: nobody knows which gate tests it left out."""
+    sent = getattr(node, "workeroutput", {}).get(_INVENTORY)
+    if sent is None:
+        ledger.weaken(
+            f"worker {node.gateway.id} ended early, and did not say which gate tests exist; run the gate again"
+        )
+        return
+    ledger.expected.update(sent["expected"])
+    ledger.declared.update(sent["declared"])
+    ledger.weaken(*sent["weaknesses"])
+    for node_id in sent["left_out"]:
         ledger.note(node_id, Outcome.LEFT_OUT)
 
 

@@ -1,7 +1,7 @@
-"""Ways to run a session: routes that can end green although the gate is not proven, and ways that must stay harmless.
+"""Ways to run a session: routes that can end green although the gate is not proven, and ways that stay harmless.
 
-A route is data: what is typed, what lies in the folder, what is wrong with the host. Each is run against the gate, which
-must say no, and where `plain` says so against plain tests of the same names, one of them broken, which end with 0.
+A route is data: what is typed, what lies in the folder, what is wrong with the host. Each runs against the gate, which
+says no, and where `plain` says so against plain tests of the same names: there a broken one is not noticed.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class Route:
     environment: Mapping[str, str] = field(default_factory=dict)
     python: tuple[str, ...] = ()
     """Options of the interpreter."""
+    fresh: bool = False
+    """It is about what an interpreter does before it reaches pytest."""
     before: tuple[str, ...] | None = None
     """Options of an earlier session in the same folder."""
     reports: bool = True
@@ -70,7 +72,8 @@ def _source(text: str) -> str:
 
 def own(name: str, text: str, *options: str, **more: Any) -> Route:
     """A route by a test file of its own in the gates folder; the text holds a broken test."""
-    return Route(name, options, files={"gates/test_own.py": _source(text)}, broken="", **more)
+    files = {"gates/test_own.py": _source(text), **more.pop("files", {})}
+    return Route(name, options, files=files, broken="", **more)
 
 
 def conftest(name: str, text: str, *options: str, **more: Any) -> Route:
@@ -101,7 +104,7 @@ SELECTIONS = [
     Route("-m leaves all out", ("-m", "no_such_mark"), (5,)),
     Route("--deselect", ("--deselect", PRODUCTION_ID), plain=True),
     Route("--ignore a file", ("--ignore=gates/test_provenance.py",), plain=True),
-    Route("--ignore the folder", ("--ignore=gates",), tests=("gates", "own"), files=ELSEWHERE, plain=True),
+    Route("--ignore the folder", ("--ignore=gates",), tests=(".",), files=ELSEWHERE, plain=True),
     Route("--ignore-glob", ("--ignore-glob=*provenance*",), plain=True),
     Route("a single node ID", tests=("gates/test_provenance.py::test_hook_accepts_this_image",), plain=True),
     Route("a single file", tests=("gates/test_staging_fresh.py",), plain=True),
@@ -207,7 +210,7 @@ SELECTIONS = [
     conftest(
         "one item many times",
         "def pytest_collection_modifyitems(items): items[:] = [i for i in items if 'accepts' in i.name] * len(items)",
-        plain=True,
+        statuses=(1, 10),
     ),
     conftest(
         "items in another order",
@@ -302,9 +305,6 @@ OUTCOMES = [
     edited("a test shadowed", _END, rf"\ndef {PRODUCTION}(): pass\n", says="declares test_production.* more than once"),
     edited("xfail mark that passes", _LINK, r"@pytest.mark.xfail(strict=False)\n\1", plain=False),
     edited("strict xfail mark that passes", _LINK, r"@pytest.mark.xfail(strict=True)\n\1", plain=False, statuses=(1,)),
-    Route(
-        "--runxfail hides xfail", ("--runxfail",), edit=(_PROVE, r"    pytest.xfail('not today')\n    \1"), plain=True
-    ),
     own("own test: no parameters", "@pytest.mark.parametrize('x', [])\ndef test_own(x): 1 / 0", plain=True),
     own(
         "own test: no parameters, xfail",
@@ -382,7 +382,7 @@ OUTCOMES = [
     ),
     conftest("skipped in pytest_runtest_setup", "def pytest_runtest_setup(): pytest.skip('no')", plain=True),
     conftest("skipped in pytest_runtest_call", "def pytest_runtest_call(): pytest.skip('no')", plain=True),
-    conftest("skipped in pytest_fixture_setup", "def pytest_fixture_setup(): pytest.skip('no')", plain=True),
+    conftest("skipped in pytest_fixture_setup", "def pytest_fixture_setup(): pytest.skip('no')", statuses=(1, 10)),
     conftest(
         "own test: run again until it passes",
         """
@@ -542,9 +542,9 @@ _HIDING = ("-k", "--deselect", "--ignore", "--ignore-glob", "--co", "--setup-onl
 
 
 def _untyped() -> Iterator[Route]:
-    """Switches that leave nothing out today weaken tomorrow: each counts, wherever it comes from but the command line."""
+    """Switches count wherever they come from but the command line, also while they leave nothing out."""
     for switch, words in UNTYPED.items():
-        told = {"says": f"weakened: {switch} ", "plain": switch in _HIDING}
+        told: dict[str, Any] = {"says": f"weakened: {switch} ", "plain": switch in _HIDING}
         yield Route(f"{switch} in the ini", ini=f"addopts = {shlex.join(words)}", **told)
         yield Route(f"{switch} in PYTEST_ADDOPTS", environment={"PYTEST_ADDOPTS": shlex.join(words)}, **told)
         lines = "\n".join(words)
@@ -607,28 +607,37 @@ ORIGINS = [
 
 # --- tests without teeth ----------------------------------------------------------------------------------------------
 
+_TOOTHLESS: dict[str, Any] = {
+    "files": {"helper.py": "def check(): assert False\n"},
+    "fresh": True,
+    "plain": True,
+    "says": "weakened: python -O",
+}
 TEETH = [
-    own("python -O", "def test_own(): assert False", python=("-O",), plain=True, says="weakened: python -O"),
+    own(
+        "python -O",
+        "from helper import check\ndef test_own(): check()",
+        python=("-O",),
+        **_TOOTHLESS,
+    ),
     own(
         "PYTHONOPTIMIZE",
-        "def test_own(): assert False",
+        "from helper import check\ndef test_own(): check()",
         environment={"PYTHONOPTIMIZE": "1"},
-        plain=True,
-        says="weakened: python -O",
+        **_TOOTHLESS,
     ),
     Route("--assert=plain", ("--assert=plain",), says="weakened: --assert=plain"),
     Route("--noconftest", ("--noconftest",), says="weakened: --noconftest"),
     Route("-p no:timeout", ("-p", "no:timeout"), says="weakened: the plugin pytest-timeout is blocked"),
     Route("-p no:docker", ("-p", "no:docker"), (1, 10), says="weakened: the plugin pytest-docker is blocked"),
     Route("-p no:imagefresh", ("-p", "no:imagefresh"), (4,), blind=True),
-    Route("-p no:junitxml", ("-p", "no:junitxml"), (4,)),
+    Route("-p no:junitxml", ("-p", "no:junitxml"), (4,), blind=True),
     Route("-p no:assertion", ("-p", "no:assertion"), says="weakened: --assert=plain"),
-    Route("-p no:skipping", ("-p", "no:skipping"), edit=(_LINK, r"@pytest.mark.skip\n\1"), statuses=(0,)),
     Route("-p no:terminal", ("-p", "no:terminal", "-k", "accepts"), plain=True),
-    Route("-p no:runner", ("-p", "no:runner"), (1, 3, 10)),
-    Route("-p no:python", ("-p", "no:python"), (1, 3, 4, 5, 10)),
-    Route("-p no:fixtures", ("-p", "no:fixtures"), (1, 3, 4, 10)),
-    Route("-p no:main", ("-p", "no:main"), (1, 3, 4, 10)),
+    *[
+        Route(f"-p no:{name}", ("-p", f"no:{name}"), (1, 3, 4, 5, 10), blind=True)
+        for name in ("runner", "python", "fixtures", "main")
+    ],
     Route("no plugins loaded", statuses=(4,), environment={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}, blind=True),
     Route("required plugin missing", statuses=(4,), ini="required_plugins = pytest-nosuch", blind=True),
 ]
@@ -670,16 +679,18 @@ def _early_ends() -> Iterator[Route]:
     for how, statement in EXITS.items():
         for hook in BEFORE_PROOF:
             name = f"{how} in {hook}"
-            yield conftest(name, f"def {hook}(): {statement}", statuses=(1, 2, 3, 10), plain=how == "pytest.exit")
+            hole = how == "pytest.exit" and hook != "pytest_generate_tests"
+            yield conftest(name, f"def {hook}(): {statement}", statuses=(1, 2, 3, 10), plain=hole)
         for hook in AFTER_TESTS:
             name = f"{how} in {hook}"
-            yield conftest(name, f"def {hook}(): {statement}", statuses=(1, 3, 10), faults=TOUCHED, plain=True)
+            hole = name != "pytest.exit in pytest_unconfigure"
+            yield conftest(name, f"def {hook}(): {statement}", statuses=(1, 3), faults=TOUCHED, plain=hole)
 
 
 EARLY_ENDS = [
     *_early_ends(),
     own("pytest.exit in a test", "def test_own(): pytest.exit('done', returncode=0)", plain=True),
-    own("pytest.exit in a module", "pytest.exit('done', returncode=0)", plain=True),
+    own("pytest.exit in a module", "pytest.exit('done', returncode=0)", statuses=(2,)),
     own("SystemExit in a test", "def test_own(): raise SystemExit(0)", statuses=(1,)),
     conftest("SystemExit in a conftest", "raise SystemExit(0)", plain=True, says="^$"),
     conftest("SystemExit in pytest_addoption", "def pytest_addoption(): raise SystemExit(0)", plain=True),
@@ -830,6 +841,12 @@ LAST_WORDS = [
 # --- hooks that lie ---------------------------------------------------------------------------------------------------
 
 _GREEN = 'report.outcome, report.longrepr = "passed", None'
+LIAR = f"""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_logreport(report):
+    {_GREEN}
+    yield
+"""
 LIES = [
     conftest(
         f"{where} says passed, {what}",
@@ -864,11 +881,7 @@ LIES = [
     ),
     conftest(
         "logreport says passed",
-        f"""
-        @pytest.hookimpl(tryfirst=True)
-        def pytest_runtest_logreport(report):
-            {_GREEN}
-        """,
+        LIAR,
         files={"gates/test_own.py": BROKEN},
         broken="",
         statuses=(1,),
@@ -876,11 +889,7 @@ LIES = [
     ),
     conftest(
         "logreport says passed of what was skipped",
-        f"""
-        @pytest.hookimpl(tryfirst=True)
-        def pytest_runtest_logreport(report):
-            {_GREEN}
-        """,
+        LIAR,
         files={"gates/test_own.py": "import pytest\n@pytest.mark.xfail\ndef test_own(): 1 / 0\n"},
         broken="",
         plain=True,
@@ -993,9 +1002,9 @@ WORKERS = [
     Route("workers: --maxprocesses", ("-n4", "--maxprocesses=1", "-k", "accepts"), plain=True),
     *[
         Route(f"workers: --dist={how}", ("-n2", f"--dist={how}", "-k", "not production"), plain=True)
-        for how in ("load", "loadscope", "loadfile", "loadgroup", "worksteal", "each", "no")
+        for how in ("load", "worksteal", "each", "no")
     ],
-    Route("workers: python -O", ("-n2",), python=("-O",), says="weakened: python -O"),
+    Route("workers: python -O", ("-n2",), python=("-O",), fresh=True, says="weakened: python -O"),
     Route("workers: engine that does not answer", ("-n2",), (11,), faults=("engine-down",)),
     Route("workers: one target left out", ("-n2", "-k", "not jobs"), settings=TWO_TARGETS),
     Route("workers: xfail", ("-n2",), edit=(_LINK, r"@pytest.mark.xfail\n\1"), faults=TOUCHED, plain=True),
@@ -1040,11 +1049,7 @@ WORKERS = [
     ),
     conftest(
         "workers: logreport says passed",
-        f"""
-        @pytest.hookimpl(tryfirst=True)
-        def pytest_runtest_logreport(report):
-            {_GREEN}
-        """,
+        LIAR,
         "-n2",
         files={"gates/test_own.py": BROKEN},
         broken="",
@@ -1086,9 +1091,10 @@ BLIND = [
     ),
     plugin("SystemExit in a plugin", "raise SystemExit(0)", statuses=(0,), plain=True, blind=True),
     Route(
-        "SystemExit before pytest",
+        "os._exit before pytest",
         statuses=(0,),
-        files={"sitecustomize.py": "raise SystemExit(0)\n"},
+        files={"sitecustomize.py": "import os\nos._exit(0)\n"},
+        fresh=True,
         plain=True,
         blind=True,
     ),
@@ -1148,6 +1154,12 @@ HARMLESS = [
         )
     ],
     Route("harmless: verbosity in the ini", ("--no-header",), (0,), ini="addopts = -v -rA --color=no"),
+    Route(
+        "harmless: a skip without the plugin for it",
+        ("-p", "no:skipping"),
+        (0,),
+        edit=(_LINK, r"@pytest.mark.skip\n\1"),
+    ),
     Route("harmless: no JUnit", (), (0,), reports=False),
     Route("harmless: two targets", ("-n2",), (0,), settings=TWO_TARGETS),
     own("harmless: an own gate test", _PASSES, statuses=(0,)),
@@ -1182,7 +1194,10 @@ HARMLESS = [
     ),
     conftest(
         "harmless: a shuffle",
-        "import random\n@pytest.hookimpl(tryfirst=True)\ndef pytest_collection_modifyitems(items): random.shuffle(items)",
+        """
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_collection_modifyitems(items): __import__("random").shuffle(items)
+        """,
         statuses=(0,),
     ),
     Route("harmless: file by file", (), (0,), tests=("gates/test_staging_fresh.py", "gates/test_provenance.py")),

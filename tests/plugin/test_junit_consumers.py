@@ -40,6 +40,7 @@ TAP = '[targets.shop]\nstaging = { check_format = "tap" }\n'
 ANOTHER_HOOK = """
 import dataclasses
 import pytest
+from pytest_imagefresh.core.errors import EvidenceError
 from pytest_imagefresh.core.evidence import CheckResult
 from pytest_imagefresh.plugin import GATE
 
@@ -51,18 +52,19 @@ class Hook:
         report = self.inner.call(mode, variables, **more)
         if mode != "--build-staging":
             return report
-        return dataclasses.replace(report, {change})
+        {statement}
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionstart(session):
     run = session.config.stash[GATE].run
     run.hook = Hook(run.hook)
 """
-AWKWARD = r'ok=False, reason="no \x1b[31mspace\x00 left\x0b <on> & \"device\" ü \U0001f600]]>"'
-TAP_OK = (
-    r'check=CheckResult(0, b"1..4\nok 1 - answers\nok 2 - answers\nok 3\nok 4 - <a> & \"b\" \x1b[1m \xc3\xbc[x]\n")'
-)
-TAP_NOT_OK = r'check=CheckResult(0, b"1..2\nok 1 - answers\nnot ok 2 - counts jobs\n")'
+WORDS = r'"no \x1b[31mspace\x00 left\x0b <on> & \"device\" ü \U0001f600]]>"'
+REFUSED = f"return dataclasses.replace(report, ok=False, reason={WORDS})"
+UNKNOWN = f"raise EvidenceError({WORDS})"
+CHECKED = "return dataclasses.replace(report, check=CheckResult(0, {output}))"
+TAP_OK = r'b"1..4\nok 1 - answers\nok 2 - answers\nok 3\nok 4 - <a> & \"b\" \x1b[1m \xc3\xbc[x]\n"'
+TAP_NOT_OK = r'b"1..2\nok 1 - answers\nnot ok 2 - counts jobs\n"'
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Kind:
     faults: tuple[str, ...] = ()
     settings: str = ""
     hook: str = ""
-    """What another hook changes in its report of the rebuild."""
+    """What another hook does with its report of the rebuild: a statement."""
 
 
 KINDS = {
@@ -82,13 +84,14 @@ KINDS = {
     "passed on workers": Kind(0, options=("-n", "2")),
     "two targets": Kind(0, settings=TWO_TARGETS),
     "two targets on workers": Kind(0, options=("-n", "2"), settings=TWO_TARGETS),
-    "passed with TAP": Kind(0, settings=TAP, hook=TAP_OK),
+    "passed with TAP": Kind(0, settings=TAP, hook=CHECKED.format(output=TAP_OK)),
     "refused": Kind(1, faults=("stale-image",)),
     "refused on workers": Kind(1, options=("-n", "2"), faults=("stale-image",)),
-    "refused by TAP": Kind(1, settings=TAP, hook=TAP_NOT_OK),
-    "refused in awkward words": Kind(1, hook=AWKWARD),
+    "refused by TAP": Kind(1, settings=TAP, hook=CHECKED.format(output=TAP_NOT_OK)),
+    "refused in awkward words": Kind(1, hook=REFUSED),
     "could not find out": Kind(11, faults=("hook-unknown",)),
     "could not find out on workers": Kind(11, options=("-n", "2"), faults=("hook-unknown",)),
+    "could not find out, in awkward words": Kind(11, hook=UNKNOWN),
     "incomplete": Kind(10, options=("-k", "hook")),
     "incomplete on workers": Kind(10, options=("-k", "hook", "-n", "2")),
     "nothing run": Kind(10, options=("--collect-only",)),
@@ -105,7 +108,7 @@ class Report:
         self.kind = kind
         self.path = folder.path / name
         (folder.path / "gate.toml").write_text((folder.path / "imagefresh.toml").read_text() + kind.settings)
-        (folder.path / "another_hook.py").write_text(ANOTHER_HOOK.replace("{change}", kind.hook))
+        (folder.path / "another_hook.py").write_text(ANOTHER_HOOK.replace("{statement}", kind.hook))
         options = ["--gate-config=gate.toml", *(["-p", "another_hook"] if kind.hook else []), *kind.options]
         self.ended = folder.gate(*options, f"--junitxml={name}", faults=kind.faults)
 
@@ -196,6 +199,7 @@ def test_what_the_suite_counts_is_what_it_holds(report: Report) -> None:
 
 
 def test_junitparser_counts_the_same(report: Report) -> None:
+    suite: Any
     [suite] = junitparser.JUnitXml.fromfile(str(report.path))
     results = Counter(type(result).__name__ for case in suite for result in case.result)
     read = Counter(tests=suite.tests, failures=suite.failures, errors=suite.errors, skipped=suite.skipped)
@@ -302,16 +306,29 @@ def test_every_link_of_every_target_is_a_case(reports: Callable[[str], Report]) 
 
 
 def test_every_line_of_tap_is_a_case(reports: Callable[[str], Report]) -> None:
-    passed, refused = reports("passed with TAP").outcomes, reports("refused by TAP").outcomes
-    assert len(passed) == len(reports("passed").outcomes) + 4
-    assert len(refused) == len(reports("passed").outcomes) + 2
-    assert [outcome for name, outcome in refused.items() if "counts jobs" in name] == ["failure"]
-    assert [outcome for name, outcome in refused.items() if name.startswith("1 ")] == ["passed"]
+    def lines(name: str) -> list[str]:
+        return [outcome for case, outcome in reports(name).outcomes.items() if case[:1].isdigit()]
+
+    assert lines("passed") == []
+    assert lines("passed with TAP") == ["passed"] * 4
+    assert lines("refused by TAP") == ["passed", "failure"]
+    assert any("counts jobs" in case for case in reports("refused by TAP").outcomes)
 
 
-def test_awkward_words_reach_the_reader(reports: Callable[[str], Report]) -> None:
-    messages = [each.attrib["message"] for each in reports("refused in awkward words").suite.iter("failure")]
+@pytest.mark.parametrize("name", ["refused in awkward words", "could not find out, in awkward words"])
+def test_awkward_words_reach_the_reader(reports: Callable[[str], Report], name: str) -> None:
+    messages = [each.attrib["message"] for each in reports(name).suite.iter() if each.tag in ("failure", "error")]
     assert [message for message in messages if '<on> & "device"' in message] != []
+
+
+def test_a_broken_fixture_is_told_in_one_sentence(gate_folder: GateFolder) -> None:
+    own = "import pytest\n@pytest.fixture\ndef broken():\n    raise OSError('no such place')\n"
+    (gate_folder.path / "test_own.py").write_text(f"{own}@pytest.mark.gate\ndef test_own(broken): pass\n")
+    assert gate_folder.gate("test_own.py", "--junitxml=gate.xml").status == 1
+    [error] = ElementTree.parse(gate_folder.path / "gate.xml").getroot().iter("error")
+    assert "OSError: no such place" in error.attrib["message"]
+    assert "\n" not in error.attrib["message"]
+    assert "def broken" in str(error.text)
 
 
 def test_half_a_character_still_leaves_a_report(gate_folder: GateFolder) -> None:
