@@ -95,8 +95,10 @@ class Place:
 
     def _pytest(self, *options: str) -> Ended:
         _, environment = self.shared.command(faults=self.route.faults)
-        places = f"{ROOT}:{self.path}"
-        environment |= {"PYTHONPATH": places, "HOME": str(self.path), **self.route.environment}
+        # What one worker has compiled the next need not; none of it comes into the folders themselves.
+        del environment["PYTHONDONTWRITEBYTECODE"]
+        environment["PYTHONPYCACHEPREFIX"] = str(self.shared.path / "pycache")
+        environment |= {"PYTHONPATH": f"{ROOT}:{self.path}", "HOME": str(self.path), **self.route.environment}
         argv = ["-c", "pytest.ini", "--rootdir=.", *options, *self.route.tests]
         if not self.route.fresh:
             return Ended(*self.forks.run(argv, cwd=self.path, env=environment))

@@ -123,7 +123,7 @@ SELECTIONS = [
         "--lf",
         before=("-k", "own"),
     ),
-    Route("--lf without failures", ("--lf", "--lfnf=none"), (5, 10), before=("-k", "accepts")),
+    Route("--lf without failures", ("--lf", "--lfnf=none"), (5,), before=("-k", "accepts")),
     Route("--sw", ("--sw", "--deselect", PRODUCTION_ID), plain=True),
     Route("python_files", ("-o", "python_files=test_staging*.py"), plain=True),
     Route("python_files in the ini", ini="python_files = test_staging*.py", plain=True),
@@ -201,7 +201,7 @@ SELECTIONS = [
         """,
         plain=True,
     ),
-    conftest("all items dropped", "def pytest_collection_modifyitems(items): items.clear()", statuses=(5, 10)),
+    conftest("all items dropped", "def pytest_collection_modifyitems(items): items.clear()", statuses=(5,)),
     conftest(
         "items of one target dropped",
         "def pytest_collection_modifyitems(items): items[:] = [i for i in items if 'jobs' not in i.name]",
@@ -210,7 +210,7 @@ SELECTIONS = [
     conftest(
         "one item many times",
         "def pytest_collection_modifyitems(items): items[:] = [i for i in items if 'accepts' in i.name] * len(items)",
-        statuses=(1, 10),
+        statuses=(1,),
     ),
     conftest(
         "items in another order",
@@ -382,7 +382,7 @@ OUTCOMES = [
     ),
     conftest("skipped in pytest_runtest_setup", "def pytest_runtest_setup(): pytest.skip('no')", plain=True),
     conftest("skipped in pytest_runtest_call", "def pytest_runtest_call(): pytest.skip('no')", plain=True),
-    conftest("skipped in pytest_fixture_setup", "def pytest_fixture_setup(): pytest.skip('no')", statuses=(1, 10)),
+    conftest("skipped in pytest_fixture_setup", "def pytest_fixture_setup(): pytest.skip('no')", statuses=(1,)),
     conftest(
         "own test: run again until it passes",
         """
@@ -469,7 +469,7 @@ FIXTURES = [
             if "production_before" in metafunc.fixturenames:
                 metafunc.parametrize("production_before", [None])
         """,
-        statuses=(1, 10),
+        statuses=(1,),
     ),
     conftest(
         "the target replaced by a parameter",
@@ -488,7 +488,7 @@ FIXTURES = [
             yield
             metafunc._calls = []
         """,
-        statuses=(1, 10),
+        statuses=(1,),
     ),
 ]
 
@@ -573,7 +573,7 @@ ORIGINS = [
             place = args.index("--repo")
             del args[place:place + 2]
         """,
-        statuses=(1, 10),
+        statuses=(1,),
     ),
     plugin(
         "--repo added to the arguments",
@@ -583,7 +583,7 @@ ORIGINS = [
         """,
         statuses=(4,),
     ),
-    conftest("the repos forgotten", "def pytest_configure(config): config.option.gate_repos = []", statuses=(1, 10)),
+    conftest("the repos forgotten", "def pytest_configure(config): config.option.gate_repos = []", statuses=(1,)),
     conftest("a repo forgotten", "def pytest_configure(config): config.option.gate_repos.pop()", "--repo", "shop"),
     conftest(
         "the branch changed",
@@ -629,7 +629,7 @@ TEETH = [
     Route("--assert=plain", ("--assert=plain",), says="weakened: --assert=plain"),
     Route("--noconftest", ("--noconftest",), says="weakened: --noconftest"),
     Route("-p no:timeout", ("-p", "no:timeout"), says="weakened: the plugin pytest-timeout is blocked"),
-    Route("-p no:docker", ("-p", "no:docker"), (1, 10), says="weakened: the plugin pytest-docker is blocked"),
+    Route("-p no:docker", ("-p", "no:docker"), (10,), says="weakened: the plugin pytest-docker is blocked"),
     Route("-p no:imagefresh", ("-p", "no:imagefresh"), (4,), blind=True),
     Route("-p no:junitxml", ("-p", "no:junitxml"), (4,), blind=True),
     Route("-p no:assertion", ("-p", "no:assertion"), says="weakened: --assert=plain"),
@@ -675,16 +675,33 @@ AFTER_TESTS = ("pytest_sessionfinish", "pytest_terminal_summary", "pytest_unconf
 EXITS = {"pytest.exit": "pytest.exit('done', returncode=0)", "SystemExit": "raise SystemExit(0)"}
 
 
+OF_A_TEST = (
+    "pytest_runtest_setup",
+    "pytest_fixture_setup",
+    "pytest_runtest_call",
+    "pytest_pyfunc_call",
+    "pytest_runtest_teardown",
+    "pytest_fixture_post_finalizer",
+)
+"""Where pytest takes SystemExit for a failure of the test; elsewhere it is an internal error."""
+
+STATUSES = {
+    **{f"SystemExit in {hook}": 1 if hook in OF_A_TEST else 3 for hook in BEFORE_PROOF},
+    "pytest.exit in pytest_generate_tests": 2,
+    "pytest.exit in pytest_fixture_post_finalizer": 1,
+}
+
+
 def _early_ends() -> Iterator[Route]:
     for how, statement in EXITS.items():
         for hook in BEFORE_PROOF:
             name = f"{how} in {hook}"
             hole = how == "pytest.exit" and hook != "pytest_generate_tests"
-            yield conftest(name, f"def {hook}(): {statement}", statuses=(1, 2, 3, 10), plain=hole)
+            yield conftest(name, f"def {hook}(): {statement}", statuses=(STATUSES.get(name, 10),), plain=hole)
         for hook in AFTER_TESTS:
             name = f"{how} in {hook}"
             hole = name != "pytest.exit in pytest_unconfigure"
-            yield conftest(name, f"def {hook}(): {statement}", statuses=(1, 3), faults=TOUCHED, plain=hole)
+            yield conftest(name, f"def {hook}(): {statement}", statuses=(1,), faults=TOUCHED, plain=hole)
 
 
 EARLY_ENDS = [
@@ -694,17 +711,17 @@ EARLY_ENDS = [
     own("SystemExit in a test", "def test_own(): raise SystemExit(0)", statuses=(1,)),
     conftest("SystemExit in a conftest", "raise SystemExit(0)", plain=True, says="^$"),
     conftest("SystemExit in pytest_addoption", "def pytest_addoption(): raise SystemExit(0)", plain=True),
-    conftest("pytest.exit in a conftest", "pytest.exit('done', returncode=0)", statuses=(1, 4)),
+    conftest("pytest.exit in a conftest", "pytest.exit('done', returncode=0)", statuses=(4,)),
     plugin(
         "SystemExit in pytest_load_initial_conftests",
         "def pytest_load_initial_conftests(): raise SystemExit(0)",
         plain=True,
     ),
-    conftest("shouldstop", "def pytest_runtest_logfinish(): raise pytest.Session.Interrupted", statuses=(2, 10)),
+    conftest("shouldstop", "def pytest_runtest_logfinish(): raise pytest.Session.Interrupted", statuses=(2,)),
     conftest(
         "the session told to stop",
         "def pytest_collection_finish(session): session.shouldstop = 'enough'",
-        statuses=(2, 10),
+        statuses=(2,),
     ),
 ]
 
@@ -744,7 +761,7 @@ LAST_WORDS = [
         faults=TOUCHED,
         plain=True,
     ),
-    conftest("pytest_sessionfinish raises", "def pytest_sessionfinish(): 1 / 0", statuses=(1, 3, 10)),
+    conftest("pytest_sessionfinish raises", "def pytest_sessionfinish(): 1 / 0", statuses=(1,)),
     conftest(
         "pytest_sessionfinish never reached",
         """
@@ -834,7 +851,7 @@ LAST_WORDS = [
                 if name.startswith("imagefresh"):
                     manager.unregister(name=name)
         """,
-        statuses=(1, 10),
+        statuses=(1,),
     ),
 ]
 
@@ -860,7 +877,7 @@ LIES = [
         files={"gates/test_own.py": BROKEN} if what == "own test" else {},
         faults=TOUCHED if what == "gate test" else (),
         broken=PRODUCTION if what == "gate test" else "",
-        statuses=(1, 10),
+        statuses=(1,),
         plain=True,
     )
     for where, first in (("the last wrapper of makereport", True), ("a wrapper of makereport", False))
@@ -876,7 +893,7 @@ LIES = [
         """,
         files={"gates/test_own.py": BROKEN},
         broken="",
-        statuses=(1, 10),
+        statuses=(1,),
         plain=True,
     ),
     conftest(
@@ -934,7 +951,7 @@ LIES = [
     ),
     conftest("runtest_protocol does nothing", "def pytest_runtest_protocol(): return True", plain=True),
     conftest("runtestloop does nothing", "def pytest_runtestloop(): return True", plain=True),
-    conftest("collection does nothing", "def pytest_collection(): return True", statuses=(5, 10)),
+    conftest("collection does nothing", "def pytest_collection(): return True", statuses=(5,)),
     conftest(
         "no failure is counted",
         """
@@ -986,8 +1003,8 @@ REPORTS = [
 _IN_WORKER = 'os.environ.get("PYTEST_XDIST_WORKER") and '
 WORKERS = [
     Route("workers: -k", ("-n2", "-k", "not production"), plain=True),
-    Route("workers: --deselect", ("-n2", "--deselect", PRODUCTION_ID), plain=True),
-    Route("workers: --ignore", ("-n2", "--ignore=gates/test_provenance.py"), plain=True),
+    Route("workers: --deselect", ("-n2", "--deselect", PRODUCTION_ID)),
+    Route("workers: --ignore", ("-n2", "--ignore=gates/test_provenance.py")),
     Route(
         "workers: a single node ID",
         ("-n2",),
@@ -996,12 +1013,12 @@ WORKERS = [
     ),
     Route("workers: --collect-only", ("-n2", "--collect-only"), plain=True),
     Route("workers: -x", ("-n2", "-x"), (1, 2), faults=("stale-image",)),
-    Route("workers: -k in the ini", ("-n2",), ini="addopts = -k accepts", says="weakened: -k ", plain=True),
-    Route("workers: -n in the ini and -k", ("-k", "accepts"), ini="addopts = -n2", plain=True),
+    Route("workers: -k in the ini", ("-n2",), ini="addopts = -k accepts", says="weakened: -k "),
+    Route("workers: -n in the ini and -k", ("-k", "accepts"), ini="addopts = -n2"),
     Route("workers: -n0", ("-n0", "-k", "accepts"), plain=True),
-    Route("workers: --maxprocesses", ("-n4", "--maxprocesses=1", "-k", "accepts"), plain=True),
+    Route("workers: --maxprocesses", ("-n4", "--maxprocesses=1", "-k", "accepts")),
     *[
-        Route(f"workers: --dist={how}", ("-n2", f"--dist={how}", "-k", "not production"), plain=True)
+        Route(f"workers: --dist={how}", ("-n2", f"--dist={how}", "-k", "not production"))
         for how in ("load", "worksteal", "each", "no")
     ],
     Route("workers: python -O", ("-n2",), python=("-O",), fresh=True, says="weakened: python -O"),
@@ -1017,7 +1034,7 @@ WORKERS = [
         "--max-worker-restart=0",
         statuses=(1, 2),
     ),
-    own("workers: pytest.exit", "def test_own(): pytest.exit('done', returncode=0)", "-n2", statuses=(1, 2, 10)),
+    own("workers: pytest.exit", "def test_own(): pytest.exit('done', returncode=0)", "-n2", statuses=(1, 2, 3, 10)),
     conftest(
         "workers: an exit in configure",
         f"def pytest_configure(): {_IN_WORKER}os._exit(0)",
