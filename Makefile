@@ -32,7 +32,7 @@ test: lint ## lint, then every test; starts a private engine where there is none
 	$(PYTEST) -m "not docker" -n 2
 	scripts/engine.sh up
 	scripts/base-image.sh
-	$(PYTEST) -m docker
+	$(PYTEST) -m docker -n 2
 
 matrix: venv ## the plugin's tests on every Python from 3.10 to 3.13 found here, with the oldest and the newest pytest
 	scripts/need.sh git=git
