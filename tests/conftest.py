@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,12 @@ class MakeOrchestrator(Protocol):
 
     def __call__(self, branch: str = "feature/x") -> Orchestrator:
         """Return a new copy of the example service."""
+
+
+def pytest_configure() -> None:
+    """Let what the tests start be interrupted: a background job, and all its heirs, are born with SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
