@@ -62,6 +62,16 @@ def scheduler(config: pytest.Config, log: Any, targets: Sequence[str]) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return target_of(nodeid, targets) or str(super()._split_scope(nodeid))
 
+        def remove_node(self, node: Any) -> str | None:
+            """Return the test that a worker crashed in. It is not tried again: it would rebuild and crash once more."""
+            units = self.assigned_work[node].values()
+            crashed = next(((unit, name) for unit in units for name, done in unit.items() if not done), None)
+            if crashed is not None:
+                unit, name = crashed
+                unit[name] = True
+            super().remove_node(node)
+            return None if crashed is None else name
+
     return TargetScheduling(config, log)
 
 

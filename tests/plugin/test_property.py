@@ -339,6 +339,7 @@ NOTHING: dict[str, Any] = {
 @example(session=Session(plan={}, **{**NOTHING, "added": ("-n2",)}))
 @example(session=Session(plan={}, **{**NOTHING, "partial": True, "selection": ("-k", "{name}")}))
 @example(session=Session(plan={"test_hook_accepts_this_image": "lie"}, **NOTHING))
+@example(session=Session(plan={"test_hook_accepts_this_image": "lie"}, **{**NOTHING, "partial": True}))
 @example(session=Session(plan={"test_hook_accepts_this_image": "xpass"}, **{**NOTHING, "added": ("--runxfail",)}))
 def test_a_session_passes_if_and_only_if_everything_was_proven(
     shared: GateFolder, forks: Forks, tmp_path_factory: pytest.TempPathFactory, session: Session
