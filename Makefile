@@ -29,10 +29,10 @@ lint: venv ## ruff (check and format), mypy --strict, shellcheck, shfmt
 
 test: lint ## lint, then every test; starts a private engine where there is none
 	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 sshd=openssh-server
-	$(PYTEST) -m "not docker" -n 2
+	$(PYTEST) -m "not docker and not plain" -n 3
 	scripts/engine.sh up
 	scripts/base-image.sh
-	$(PYTEST) -m docker -n 2
+	$(PYTEST) -m docker -n 3
 
 matrix: venv ## the plugin's tests on every Python from 3.10 to 3.13 found here, with the oldest and the newest pytest
 	scripts/need.sh git=git

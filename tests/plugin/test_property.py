@@ -327,7 +327,7 @@ NOTHING: dict[str, Any] = {
 
 
 @settings(
-    max_examples=40,
+    max_examples=15,
     phases=[Phase.explicit, Phase.generate],
     deadline=None,
     derandomize=True,

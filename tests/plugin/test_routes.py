@@ -44,6 +44,7 @@ def test_no_route_passes_the_gate(here: Here, route: Route) -> None:
             assert any("the gate is not complete" in text for text in problems), problems
 
 
+@pytest.mark.plain
 @by_name([route for route in ROUTES if route.plain])
 def test_the_route_is_a_hole_in_plain_pytest(here: Here, route: Route) -> None:
     place = here(route)
