@@ -977,8 +977,7 @@ def test_close_leaves_nothing(sshd: Sshd, web: int) -> None:
 
 def test_a_process_that_forgets_to_close_still_ends_and_leaves_nothing(sshd: Sshd) -> None:
     code = (
-        "from pytest_imagefresh.adapters.engine import connect_engine
-from pytest_imagefresh.adapters.host import connect; from pytest_imagefresh.core import settings; "
+        "from pytest_imagefresh.adapters.host import connect; from pytest_imagefresh.core import settings; "
         f"h = connect(settings.Host(ssh={sshd.target!r}, known_hosts={str(sshd.known_hosts)!r}), settings.Timeouts()); "
         "print(h.engine_socket()); h.reach(1)"
     )
@@ -1017,8 +1016,7 @@ def test_only_the_hosts_own_engine_is_examined(ssh: str, address: str) -> None:
 
 def test_a_local_host_never_pays_for_ssh() -> None:
     code = (
-        "import sys; from pytest_imagefresh.adapters.engine import connect_engine
-from pytest_imagefresh.adapters.host import connect; from pytest_imagefresh.core import settings; "
+        "import sys; from pytest_imagefresh.adapters.host import connect; from pytest_imagefresh.core import settings; "
         "connect(settings.Host(), settings.Timeouts()); print('paramiko' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(route.__file__).parents[3])}
