@@ -21,7 +21,7 @@ _SELECTING = {
     "stepwise": ("--sw", "--stepwise", "--sw-skip", "--stepwise-skip", "--sw-reset", "--stepwise-reset"),
     "stepwise_skip": ("--sw-skip", "--stepwise-skip"),
     "collectonly": ("--co", "--collect-only"),
-    "setuponly": ("--setup-only",),
+    "setuponly": ("--setup-only", "--setup-plan"),
     "setupplan": ("--setup-plan",),
     "maxfail": ("--maxfail", "-x", "--exitfirst"),
     "runxfail": ("--runxfail",),

@@ -33,7 +33,8 @@ def write_text(folder: Path, name: str, text: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{name}.new")
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files and output may hold bytes that are no text; they are shown, not lost.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         temporary.replace(path)
     except OSError as error:
         raise EvidenceError(

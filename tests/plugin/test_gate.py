@@ -91,6 +91,7 @@ def _with(folder: GateFolder, source: str) -> list[str]:
 def test_a_run_that_leaves_something_out_is_incomplete(gate_folder: GateFolder, options: list[str]) -> None:
     ended = gate_folder.gate(*options)
     assert ended.status == 10, ended
+    assert not ended.says("weakened: "), ended
 
 
 def test_a_marker_that_selects_nothing_proves_nothing(gate_folder: GateFolder) -> None:
