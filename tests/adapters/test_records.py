@@ -54,7 +54,13 @@ def test_the_newest_complete_record_of_the_revision_counts(tmp_path: Path) -> No
     assert find_proven_image(tmp_path, "shop", "shop", REVISION) is None
     record(tmp_path, 1)
     record(tmp_path, 2)
-    lesser = [{"complete": False}, {"complete": "true"}, {"complete": 1}, {"target": "jobs"}, {"revision": "b" * 40}]
+    lesser: list[dict[str, object]] = [
+        {"complete": False},
+        {"complete": "true"},
+        {"complete": 1},
+        {"target": "jobs"},
+        {"revision": "b" * 40},
+    ]
     for number, change in enumerate(lesser, start=3):
         record(tmp_path, number, **change)
     assert find_proven_image(tmp_path, "shop", "shop", REVISION) == ImageId(f"sha256:{2:064x}")
