@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pytest_imagefresh.core.evidence import Answer, CheckResult, Container, HookReport, Image
+from pytest_imagefresh.core.running import check_runs_as_built
 from pytest_imagefresh.core.settings import Target
 from pytest_imagefresh.core.tap import TapSummary
-from pytest_imagefresh.core.verdict import check_container, check_port, check_rebuilt, check_staging_check
+from pytest_imagefresh.core.verdict import check_port, check_rebuilt, check_staging_check
 from pytest_imagefresh.fixtures import Prove
 from pytest_imagefresh.run import TargetRun
 
@@ -22,9 +23,11 @@ def test_staging_is_rebuilt_from_validated_revision(
 
 
 @pytest.mark.link("CONTAINER")
-def test_container_runs_built_image(prove: Prove, staging_container: Container, staging_image: Image) -> None:
-    """The staging container runs exactly the image that was built, and has not been restarted."""
-    prove(check_container(staging_container, staging_image.id))
+def test_container_runs_built_image(
+    prove: Prove, target: Target, staging_container: Container, staging_image: Image
+) -> None:
+    """The staging container runs exactly the image that was built, as the image says, without a restart."""
+    prove(check_runs_as_built(staging_container, staging_image, target.staging.overrides))
 
 
 @pytest.mark.link("PORT")

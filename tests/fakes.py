@@ -59,6 +59,7 @@ class World:
             restart_count=0,
             network_mode="default",
             ports=(Port("8000/tcp", "127.0.0.1", port),),
+            environment={"API_TOKEN": "s3cr3t-of-staging", "ROLE": "staging"},
         )
         self.containers[name] = container
         return container
@@ -92,9 +93,6 @@ class FakeEngine:
 
     def describe_container(self, container_id: ContainerId) -> dict[str, object]:
         return {"Id": container_id.hex, "Config": {"Env": ["API_TOKEN=s3cr3t-of-staging", "ROLE=staging"]}}
-
-    def read_environment(self, container_id: ContainerId) -> dict[str, str]:
-        return {"API_TOKEN": "s3cr3t-of-staging", "ROLE": "staging"}
 
     def logs_tail(self, container_id: ContainerId, lines: int) -> bytes:
         return b"listening with s3cr3t-of-staging\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import posixpath
@@ -16,7 +17,7 @@ import docker
 import docker.errors
 
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError
-from pytest_imagefresh.core.evidence import REVISION_LABEL, CheckResult, Container, Image, Port, Production
+from pytest_imagefresh.core.evidence import REVISION_LABEL, CheckResult, Container, Image, Mount, Port, Production
 from pytest_imagefresh.core.identity import ContainerId, ImageId
 from pytest_imagefresh.core.settings import Prod
 
@@ -26,6 +27,9 @@ OUTPUT_LIMIT = 1 << 20
 _PROJECT_LABEL = "com.docker.compose.project"
 _SERVICE_LABEL = "com.docker.compose.service"
 _FOLDER_LABEL = "com.docker.compose.project.working_dir"
+
+_MADE_AS = ("Name", "Path", "Args", "Config", "HostConfig")
+"""What of a container's inspect JSON tells how it was made, and nothing of how it fares."""
 
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _ABBREVIATED_ID = re.compile(r"(sha256:)?[0-9a-f]{1,63}")
@@ -43,14 +47,24 @@ _STRANGE = (LookupError, TypeError, ValueError, AttributeError)
 def parse_image(attrs: Mapping[str, Any]) -> Image:
     """Return one image out of the engine's inspect JSON. Raises EvidenceError where it has another shape."""
     with _expected_shape("image"):
-        labels = (attrs.get("Config") or {}).get("Labels") or {}
-        return Image(id=ImageId(attrs["Id"]), revision_label=_text(labels.get(REVISION_LABEL, "")))
+        config = attrs.get("Config") or {}
+        labels = config.get("Labels") or {}
+        return Image(
+            id=ImageId(attrs["Id"]),
+            revision_label=_text(labels.get(REVISION_LABEL, "")),
+            entrypoint=_words(config.get("Entrypoint")),
+            command=_words(config.get("Cmd")),
+            user=_text(config.get("User") or ""),
+            working_dir=_text(config.get("WorkingDir") or ""),
+            environment=_parse_environment(config),
+            volumes=tuple(sorted(map(posixpath.normpath, config.get("Volumes") or {}))),
+        )
 
 
 def parse_container(attrs: Mapping[str, Any]) -> Container:
     """Return one container out of the engine's inspect JSON. Raises EvidenceError where it has another shape."""
     with _expected_shape("container"):
-        state = attrs["State"]
+        state, config = attrs["State"], attrs["Config"]
         return Container(
             id=ContainerId(attrs["Id"]),
             name=_text(attrs["Name"]).removeprefix("/"),
@@ -61,6 +75,14 @@ def parse_container(attrs: Mapping[str, Any]) -> Container:
             restart_count=int(attrs["RestartCount"]),
             network_mode=_text(attrs["HostConfig"]["NetworkMode"]),
             ports=_parse_ports(attrs["NetworkSettings"]["Ports"]),
+            argv=(_text(attrs["Path"]), *map(_text, attrs["Args"])),
+            user=_text(config.get("User") or ""),
+            working_dir=_text(config.get("WorkingDir") or ""),
+            environment=_parse_environment(config),
+            mounts=_parse_mounts(attrs),
+            networks=_parse_networks(attrs["NetworkSettings"].get("Networks")),
+            service=_text((config.get("Labels") or {}).get(_SERVICE_LABEL, "")),
+            made_as=_digest({name: attrs.get(name) for name in _MADE_AS}),
         )
 
 
@@ -72,6 +94,46 @@ def _parse_ports(ports: Mapping[str, Any] | None) -> tuple[Port, ...]:
         for binding in bindings or ()
     ]
     return tuple(sorted(found, key=lambda port: (port.container_port, port.host_ip, port.host_port)))
+
+
+def _parse_environment(config: Mapping[str, Any]) -> dict[str, str]:
+    return dict(_text(entry).partition("=")[::2] for entry in config.get("Env") or ())
+
+
+def _parse_mounts(attrs: Mapping[str, Any]) -> tuple[Mount, ...]:
+    """Return every mount, sorted; those of tmpfs that were asked for in the short way are in a list of their own."""
+    asked = _asked_mounts(attrs["HostConfig"])
+    found = [
+        Mount(
+            path=posixpath.normpath(_text(each["Destination"])),
+            kind=_text(each["Type"]),
+            source=_text(each.get("Name") or each.get("Source") or ""),
+            seeded=asked is not None and posixpath.normpath(each["Destination"]) not in asked,
+        )
+        for each in attrs["Mounts"]
+    ]
+    known = {each.path for each in found}
+    short = map(posixpath.normpath, attrs["HostConfig"].get("Tmpfs") or {})
+    found += [Mount(path, "tmpfs", "") for path in short if path not in known]
+    return tuple(sorted(found, key=lambda mount: (mount.path, mount.kind, mount.source)))
+
+
+def _asked_mounts(host_config: Mapping[str, Any]) -> set[str] | None:
+    """Return where a container was to have mounts; None where that is not told, as they are those of another one."""
+    if host_config.get("VolumesFrom"):
+        return None
+    # SOURCE:PATH or SOURCE:PATH:OPTIONS.
+    binds = {_text(each).split(":")[1] for each in host_config.get("Binds") or ()}
+    mounts = {_text(each["Target"]) for each in host_config.get("Mounts") or ()}
+    return {posixpath.normpath(path) for path in (*binds, *mounts, *(host_config.get("Tmpfs") or {}))}
+
+
+def _parse_networks(networks: Mapping[str, Any] | None) -> tuple[str, ...]:
+    return tuple(sorted(f"{name} {(each or {}).get('EndpointID', '')}" for name, each in (networks or {}).items()))
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def publishes(attrs: Mapping[str, Any], port: int) -> bool:
@@ -87,6 +149,15 @@ def _covers(host_port: str, port: int) -> bool:
     """Whether a wanted host port is or may become this one: `8500`, a range `8500-8510`, or "" for any free port."""
     first, _, last = host_port.partition("-")
     return bool(first) and int(first) <= port <= int(last or first)
+
+
+def _words(value: object) -> tuple[str, ...]:
+    """Return a command as the engine has it. None, "", [] and [""] all say that there is none."""
+    if value is None or value in ("", [], [""]):
+        return ()
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list of words, observed {value!r}")
+    return tuple(map(_text, value))
 
 
 def _text(value: object) -> str:
@@ -192,12 +263,6 @@ class Engine:
     def describe_container(self, container_id: ContainerId) -> Mapping[str, Any]:
         """Return the engine's whole inspect JSON of a container, for people; empty where there is none."""
         return self._inspect("container", container_id.hex, self.client.api.inspect_container) or {}
-
-    def read_environment(self, container_id: ContainerId) -> dict[str, str]:
-        """Return the environment that a container was created with. Raises EvidenceError for another shape."""
-        with _expected_shape("container"):
-            entries = self.describe_container(container_id).get("Config", {}).get("Env") or []
-            return dict(entry.partition("=")[::2] for entry in entries)
 
     def read_compose_project(self, container_id: ContainerId) -> str:
         """Return the compose project that a container belongs to. Raises EvidenceError where it has none."""

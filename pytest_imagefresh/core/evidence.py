@@ -30,6 +30,13 @@ class Image:
     id: ImageId
     revision_label: str
     """The raw text of the revision label; "" where the image has none."""
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    user: str = ""
+    working_dir: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    volumes: tuple[str, ...] = ()
+    """The folders that the image declares as volumes."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,20 @@ class Port:
     """Number and protocol, `8000/tcp`."""
     host_ip: str
     host_port: int
+
+
+@dataclass(frozen=True)
+class Mount:
+    """Something that lies over the files of the image."""
+
+    path: str
+    """Where, in the container."""
+    kind: str
+    """The engine's word: bind, volume, tmpfs and the like."""
+    source: str
+    """The folder of the host or the name of the volume; "" where there is none."""
+    seeded: bool = False
+    """Whether the engine made it by itself, of what the image has there: nobody asked for it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,19 @@ class Container:
     restart_count: int
     network_mode: str
     ports: tuple[Port, ...]
+    argv: tuple[str, ...] = ()
+    """What really runs: program and arguments, entrypoint and command put together."""
+    user: str = ""
+    working_dir: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    """What it was created with, the image's own variables included."""
+    mounts: tuple[Mount, ...] = ()
+    networks: tuple[str, ...] = ()
+    """Name and endpoint of every network that it is on."""
+    service: str = ""
+    """The compose service that it belongs to; "" for none."""
+    made_as: str = ""
+    """SHA-256 of everything that it was created or updated with, as the engine tells it."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ _HEALTH_PATH = re.compile(r"/[A-Za-z0-9_./~%?&=+,:@-]{0,499}")
 _SSH = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9_.:@%\[\]-]{0,254}")
 _PRINCIPAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,254}")
 _ENGINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 # A pin with one of these names would bend the programs of the promotion instead of the compose file.
 _TAKEN_VARIABLE = re.compile(
@@ -157,6 +158,19 @@ def _is_command(words: list[str]) -> bool:
     return bool(words) and _is_printable(words[0]) and not words[0].startswith("-")
 
 
+def _is_override(words: list[str]) -> bool:
+    """Say whether a list is a command, or empty: then the image's own runs."""
+    return not words or bool(words[0])
+
+
+def _is_entrypoint(words: list[str]) -> bool:
+    return words == [""] or _is_override(words)
+
+
+def _are_mounts(paths: list[str]) -> bool:
+    return all(_is_host_folder(path) and posixpath.normpath(path) not in ("/", "//") for path in paths)
+
+
 def _is_check_path(text: str) -> bool:
     return bool(_PLAIN_PATH.fullmatch(text)) and not text.startswith("-") and ".." not in text.split("/")
 
@@ -253,6 +267,27 @@ KEYS: dict[str, Key] = {
         Kind.LIST, "a command as a list of words, the first one a program", _is_command
     ),
     "targets.*.staging.check_format": Key(Kind.TEXT, "'exit' or 'tap'", lambda text: text in ("exit", "tap")),
+    "targets.*.staging.pause_proof": Key(Kind.FLAG, "true or false"),
+    "targets.*.staging.overrides.command": Key(
+        Kind.LIST, "the command that runs instead of the image's, as a list of words", _is_override
+    ),
+    "targets.*.staging.overrides.entrypoint": Key(
+        Kind.LIST, 'the entrypoint that runs instead of the image\'s, as a list of words; [""] for none', _is_entrypoint
+    ),
+    "targets.*.staging.overrides.user": Key(
+        Kind.TEXT,
+        "the user that it runs as instead of the image's: a name or number, optionally ':group', or ''",
+        _or_empty(_matches(_USER)),
+    ),
+    "targets.*.staging.overrides.working_dir": Key(
+        Kind.TEXT, "an absolute folder in the container, without '..', or ''", _or_empty(_is_host_folder)
+    ),
+    "targets.*.staging.overrides.mounts": Key(
+        Kind.LIST, "a list of absolute paths in the container, without '..' and not '/' itself", _are_mounts
+    ),
+    "targets.*.staging.overrides.environment": Key(
+        Kind.LIST, "a list of names of variables", lambda names: all(_VARIABLE.fullmatch(name) for name in names)
+    ),
     "targets.*.prod.service": _SERVICE,
     "targets.*.prod.port": _PORT,
     "targets.*.prod.profile": Key(Kind.TEXT, "the name of a compose profile, or ''", _or_empty(_matches(_NAME))),

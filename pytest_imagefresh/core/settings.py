@@ -57,6 +57,20 @@ def _filled(word: str, fields: dict[str, str]) -> str:
     return word
 
 
+class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a container may do otherwise than its image says. Whatever is left empty must be the image's own."""
+
+    command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    """`("",)` stands for none at all. As compose has it, another entrypoint takes the image's command away."""
+    user: str = ""
+    working_dir: str = ""
+    mounts: tuple[str, ...] = ()
+    """Absolute paths in the container at which something else may lie over the image's files."""
+    environment: tuple[str, ...] = ()
+    """Variables that redirect code and may be set."""
+
+
 class Staging(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where a target is tried."""
 
@@ -71,6 +85,9 @@ class Staging(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """argv with `{path}` and `{mode}` to be replaced."""
     check_format: str
     """`exit` or `tap`."""
+    pause_proof: bool = True
+    """Whether the container is paused for a moment, to see that nobody else answers on its port."""
+    overrides: Overrides = Overrides()
 
     def check_argv(self) -> list[str]:
         """Return the staging check as argv, path and mode filled in."""

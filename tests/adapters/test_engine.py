@@ -25,7 +25,7 @@ from pytest_imagefresh.adapters.engine import (
     publishes,
 )
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError
-from pytest_imagefresh.core.evidence import REVISION_LABEL, Container, Image, Port
+from pytest_imagefresh.core.evidence import REVISION_LABEL, Container, Image, Mount, Port
 from pytest_imagefresh.core.identity import ContainerId, ImageId
 from pytest_imagefresh.core.settings import Prod
 from tests import support
@@ -60,7 +60,32 @@ def changed(attrs: dict[str, Any], path: str, value: object) -> dict[str, Any]:
 )
 def test_an_image_is_its_id_and_its_revision_label(name: str, label: str) -> None:
     attrs = recorded(name)
-    assert parse_image(attrs) == Image(id=ImageId(attrs["Id"]), revision_label=label)
+    image = parse_image(attrs)
+    assert (image.id, image.revision_label) == (ImageId(attrs["Id"]), label)
+
+
+def test_an_image_says_what_runs_in_it() -> None:
+    config = {"Entrypoint": ["/entry"], "User": "app", "WorkingDir": "/app", "Volumes": {"/data/": {}, "/a": {}}}
+    config["Env"] = ["PATH=/bin", "EMPTY=", "EQUAL=a=b"]
+    attrs = changed(
+        recorded("image_unlabelled"), "Config", {**recorded("image_labelled")["Config"], **config, "Labels": None}
+    )
+    assert parse_image(attrs) == Image(
+        id=ImageId(attrs["Id"]),
+        revision_label="",
+        entrypoint=("/entry",),
+        command=("/bin/busybox", "sleep", "3600"),
+        user="app",
+        working_dir="/app",
+        environment={"PATH": "/bin", "EMPTY": "", "EQUAL": "a=b"},
+        volumes=("/a", "/data"),
+    )
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], [""]], ids=str)
+def test_there_are_four_ways_to_say_no_command(nothing: object) -> None:
+    attrs = changed(recorded("image_labelled"), "Config.Cmd", nothing)
+    assert parse_image(changed(attrs, "Config.Entrypoint", nothing)).command == ()
 
 
 @pytest.mark.parametrize("config", [None, {}, {"Labels": None}, {"Labels": {}}], ids=str)
@@ -81,6 +106,11 @@ def test_the_label_of_the_image_counts_and_not_that_of_the_container_it_was_made
         ("Id", REVISION),
         ("Config", "x"),
         ("Config.Labels", ["x"]),
+        ("Config.Cmd", "x"),
+        ("Config.Cmd", [1]),
+        ("Config.Entrypoint", {}),
+        ("Config.User", 0.5),
+        ("Config.Env", [None]),
     ],
     ids=str,
 )
@@ -110,7 +140,58 @@ def test_a_running_container() -> None:
             Port("9000/udp", "0.0.0.0", 43122),
             Port("9000/udp", "::", 43122),
         ),
+        argv=("/bin/busybox", "sleep", "3600"),
+        environment={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+        networks=(f"bridge {attrs['NetworkSettings']['Networks']['bridge']['EndpointID']}",),
+        made_as=parse_container(attrs).made_as,
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("HostConfig.Memory", 1 << 20),
+        ("HostConfig.RestartPolicy.Name", "always"),
+        ("Config.Env", ["A=1"]),
+        ("Name", "/renamed"),
+        ("NetworkSettings.Networks.bridge.EndpointID", "another"),
+    ],
+    ids=str,
+)
+def test_whatever_was_changed_on_a_container_makes_it_another_one(path: str, value: object) -> None:
+    attrs = recorded("container_running")
+    assert parse_container(changed(attrs, path, value)) != parse_container(attrs)
+    assert parse_container(changed(attrs, "State.Health.FailingStreak", 3)) == parse_container(attrs)
+
+
+def mounted(mounts: list[dict[str, object]], **host_config: object) -> tuple[Mount, ...]:
+    attrs = changed(recorded("container_running"), "Mounts", mounts)
+    return parse_container(changed(attrs, "HostConfig", {**attrs["HostConfig"], **host_config})).mounts
+
+
+def test_a_mount_that_nobody_asked_for_is_the_image_s_own_volume() -> None:
+    volume: dict[str, object] = {
+        "Type": "volume",
+        "Name": "a1",
+        "Source": "/var/lib/docker/volumes/a1/_data",
+        "Destination": "/data/",
+    }
+    asked: list[dict[str, object]] = [
+        {"Binds": ["a1:/data"]},
+        {"Binds": ["a1:/data/:rw"]},
+        {"Mounts": [{"Type": "volume", "Source": "a1", "Target": "/data"}]},
+        {"VolumesFrom": ["another"]},
+    ]
+    assert mounted([volume]) == (Mount("/data", "volume", "a1", seeded=True),)
+    for host_config in asked:
+        assert mounted([volume], **host_config) == (Mount("/data", "volume", "a1"),)
+
+
+def test_binds_and_both_ways_of_tmpfs_are_mounts() -> None:
+    bind: dict[str, object] = {"Type": "bind", "Source": "/srv/x", "Destination": "/x"}
+    tmpfs: dict[str, object] = {"Type": "tmpfs", "Source": "", "Destination": "/b"}
+    found = mounted([tmpfs, bind], Binds=["/srv/x:/x:ro"], Tmpfs={"/a/": "size=1m", "/b": ""})
+    assert found == (Mount("/a", "tmpfs", ""), Mount("/b", "tmpfs", ""), Mount("/x", "bind", "/srv/x"))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +235,10 @@ def test_a_port_that_is_exposed_and_not_published_is_no_port() -> None:
         "HostConfig",
         "HostConfig.NetworkMode",
         "NetworkSettings",
+        "Path",
+        "Args",
+        "Config",
+        "Mounts",
     ],
 )
 def test_refuses_a_container_with_any_single_thing_missing(path: str) -> None:

@@ -1,0 +1,125 @@
+"""What runs in staging is what was built: nothing replaces its program, its user or its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import pytest
+
+from tests.e2e.pipeline import Pipeline
+from tests.gate_folder import Ended
+
+REPLACED: dict[str, tuple[Mapping[str, object], str]] = {
+    "command": (
+        {"command": ["python3", "-m", "orchestrator", "--old"]},
+        "what container .* runs is python3 -m orchestrator --old, expected python3 -m orchestrator; take it out",
+    ),
+    "entrypoint": (
+        {"entrypoint": ["env", "OLD=1"], "command": ["python3", "-m", "orchestrator"]},
+        "what container .* runs is env OLD=1 python3 -m orchestrator, expected python3 -m orchestrator",
+    ),
+    "user": ({"user": "0:0"}, "user of container .* is 0:0, expected 65534:65534"),
+    "working folder": ({"working_dir": "/tmp"}, "working folder of container .* is /tmp, expected /app"),
+    "code from the host": ({"volumes": ["./old:/app/src:ro"]}, r"/app/src \(bind /.*/old\), expected none"),
+    "code from a volume": ({"volumes": ["old:/app/src"]}, r"/app/src \(volume .*_old\), expected none"),
+    "an empty file system": ({"tmpfs": ["/app/logs"]}, r"/app/logs \(tmpfs\), expected none"),
+    "a secret": ({"secrets": ["code"]}, r"/run/secrets/code \(bind /.*/code\), expected none"),
+    "where Python looks for code": (
+        {"environment": {"PYTHONPATH": "/tmp:/app/src"}},
+        "sets PYTHONPATH otherwise than its image, which takes code from elsewhere",
+    ),
+    "a library before all others": ({"environment": {"LD_PRELOAD": "/x.so"}}, "sets LD_PRELOAD otherwise than"),
+}
+
+
+def override(pipeline: Pipeline, service: Mapping[str, object]) -> None:
+    """Let the host's compose folder say something else about staging."""
+    folder = pipeline.copy.compose_dir
+    (folder / "old").mkdir(exist_ok=True)
+    (folder / "old" / "orchestrator").mkdir(exist_ok=True)
+    (folder / "code").write_text("no secret")
+    document = {
+        "services": {"orchestrator-staging": service},
+        "volumes": {"old": {}},
+        "secrets": {"code": {"file": "./code"}},
+    }
+    # JSON is YAML.
+    (folder / "compose.override.yaml").write_text(json.dumps(document))
+
+
+def recreate(pipeline: Pipeline) -> None:
+    pipeline.copy.compose("up", "--detach", "--no-deps", "--no-build", "--force-recreate", "orchestrator-staging")
+
+
+def reuse(pipeline: Pipeline, test: str) -> Ended:
+    return pipeline.gate("--gate-reuse", "-k", test)
+
+
+@pytest.fixture
+def staged(pipeline: Pipeline) -> Pipeline:
+    """Staging runs the branch's commit."""
+    image = pipeline.copy.build_image(f"{pipeline.copy.project}-by-hand")
+    pipeline.copy.start_staging(image)
+    return pipeline
+
+
+def test_whatever_compose_replaces_is_refused_unless_it_is_listed(staged: Pipeline) -> None:
+    for name, (service, reason) in REPLACED.items():
+        override(staged, service)
+        recreate(staged)
+        gate = reuse(staged, "container_runs_built_image")
+        assert gate.status == 1, (name, gate.output)
+        assert gate.says(reason), (name, gate.output)
+    staged.copy.compose("down", "--volumes")
+
+
+def test_what_the_settings_list_may_be_otherwise(staged: Pipeline) -> None:
+    listed: dict[str, object] = {
+        "entrypoint": ["env", "NEW=1"],
+        "command": ["python3", "-m", "orchestrator"],
+        "user": "1234",
+        "working_dir": "/tmp",
+        "mounts": ["/data", "/run/secrets/code"],
+        "environment": ["LD_PRELOAD"],
+    }
+    service = {
+        **{name: value for name, value in listed.items() if name != "mounts"},
+        "environment": {"LD_PRELOAD": ""},
+        "volumes": ["./old:/data"],
+        "secrets": ["code"],
+    }
+    override(staged, service)
+    recreate(staged)
+    staged.configure(targets={"orchestrator": {"staging": {"overrides": listed}}})
+    gate = reuse(staged, "container_runs_built_image")
+    assert gate.status == 0, gate.output
+    recreate(staged)
+    staged.configure(targets={"orchestrator": {"staging": {"overrides": {**listed, "mounts": ["/data"]}}}})
+    gate = reuse(staged, "container_runs_built_image")
+    assert gate.status == 1, gate.output
+
+
+def test_a_volume_of_the_image_is_fine_until_another_container_has_filled_it(pipeline: Pipeline) -> None:
+    copy = pipeline.copy
+    dockerfile = (copy.worktree / "Dockerfile").read_text()
+    copy.commit({"Dockerfile": f"{dockerfile}VOLUME /app/src\n"})
+    copy.start_staging(copy.build_image(f"{copy.project}-by-hand"))
+    fresh = reuse(pipeline, "container_runs_built_image")
+    assert fresh.status == 0, fresh.output
+    recreate(pipeline)
+    taken_over = reuse(pipeline, "container_runs_built_image")
+    assert taken_over.status == 1, taken_over.output
+    assert taken_over.says(r"/app/src \(volume of an earlier container; remove it with")
+    copy.compose("rm", "--stop", "--force", "--volumes", "orchestrator-staging")
+
+
+def test_a_gate_over_replaced_code_promotes_nothing(pipeline: Pipeline) -> None:
+    before = pipeline.deploy()
+    override(pipeline, {"volumes": ["./code:/app/src/orchestrator/NEWS:ro"]})
+    pipeline.copy.commit({"src/orchestrator/NEWS": "newer"})
+    gate = pipeline.gate()
+    assert gate.status == 1, gate.output
+    assert gate.says("container .* has mounts over the image's files: /app/src/orchestrator/NEWS")
+    assert pipeline.promote().status == 1
+    assert pipeline.prod == before
