@@ -169,6 +169,8 @@ def _run(log: Path, argv: Sequence[str]) -> int:
     """Run a command in the project's folder, its output added to the log; return its exit status."""
     # Options and paths of the caller must not decide what a cell runs.
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PYTHON", "VIRTUAL_"))}
+    # Compose has no package for Python 3.10; the one of this script's own environment serves there.
+    env["PATH"] = os.pathsep.join([env.get("PATH", os.defpath), os.path.dirname(sys.executable)])
     with log.open("ab") as sink:
         child = subprocess.Popen(
             argv, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
