@@ -90,7 +90,8 @@ reset_state() {
   # Answers of the functions below: bash cannot hand back a value and keep errexit.
   REPLY='' STATUS=0 NOW=0 ANSWER='' STARTED_AT=''
   PREVIOUS_ID='' PREVIOUS_TAG_ID='' PIN_FILE='' PIN_TEXT='' COMMITTED='' TAGGING=''
-  SEEN_ID='' SEEN_REVISION='' CHECK_COMMAND=() BUILD_ITEMS=() LFS_PATHS=() CHILD_ENV=() STORES=0
+  SEEN_ID='' SEEN_REVISION='' CHECK_COMMAND=() BUILD_ITEMS=() LFS_PATHS=() CHILD_ENV=()
+  LISTS=0 INDEX='' METADATA='' PROVER='' MOVED='' AGAIN=''
 }
 
 # --- Speaking --------------------------------------------------------------------------------------------------------
@@ -106,7 +107,7 @@ say() {
 # Announce a step as it starts; its name is a key of "seconds" in the JSON line.
 step() {
   end_step
-  STEP=$1
+  STEP="${AGAIN}$1"
   [[ "${PHASE}" != rolling-back ]] || STEP="rollback-$1"
   STEP_START=${NOW}
   say "step: $2"
@@ -225,10 +226,11 @@ exit_status() {
 
 # End what still runs, and take back what only this run needed.
 tidy_up_engine() {
-  if [[ -n "${CHILD}" ]]; then
-    kill -TERM "${CHILD}" 2>/dev/null
-    wait "${CHILD}" 2>/dev/null
-  fi
+  local child
+  for child in ${CHILD} ${PROVER}; do
+    kill -TERM "${child}" 2>/dev/null
+    wait "${child}" 2>/dev/null
+  done
   await_readers 2>/dev/null
   if [[ -n "${CHECKING}" ]]; then # ends the hung process inside the container too
     run_child "${QUICK}" docker container restart -t 2 "${CONTAINER_ID}" >/dev/null 2>&1
@@ -243,6 +245,7 @@ tidy_up_engine() {
 tidy_up_files() {
   [[ -z "${PIN_DRAFT}" ]] || rm -f -- "${PIN_DRAFT}"
   [[ -z "${HOLDER}" ]] || rm -f -- "${HOLDER}"
+  [[ -z "${INDEX}" ]] || rm -rf -- "${EXPORT}" "${INDEX}" # a checkout that was not handed on is nobody's
   [[ -z "${WORK}" ]] || rm -rf -- "${WORK}"
 }
 
@@ -1003,6 +1006,14 @@ refuse_foreign_container() {
 
 # --- Staging: the commit's own bytes ---------------------------------------------------------------------------------
 
+# The context lies in a checkout that is kept for the next build of this target, so that a builder finds what it knows:
+# git moves it from commit to commit, and every file that it writes gets a fresh time. What is proven is not that record:
+# 1. The objects are read through a store of our own: configuration, attributes, hooks, owner of the clone have no say.
+# 2. The commit's bytes must give the commit's ID again, and the listing of its files the tree that those bytes name.
+# 3. Every byte on disk is hashed again, whatever its time and size: before the build where all files are new, else while
+#    staging is built and tried, and before anything is said or tagged. One difference, and all of it is made anew.
+# Only a run that ends well hands its checkout on.
+
 # Leave in REPLY the git folder of a clone: bare, with a .git folder, or a linked worktree with a .git file.
 find_git_dir() {
   local line=''
@@ -1022,156 +1033,292 @@ find_git_dir() {
     refuse clone-missing "BUILD_CONTEXT: expected a git clone, observed none at $1" "clone the repo there"
 }
 
-# Export a commit and prove the export: GIT_DIR COMMIT DESTINATION NAME. Leaves the tree in REPLY; submodules likewise.
-# 1. The objects are read through a store of our own: configuration, attributes, hooks, owner of the clone have no say.
-# 2. The commit's bytes must give the commit's ID again; its tree is taken from those bytes.
-# 3. The files are written without any conversion, then hashed again: the same tree must come out.
-export_commit() {
-  local git_dir=$1 commit=$2 destination=$3 name=$4 store tree
-  STORES=$((STORES + 1))
-  store="${WORK}/git.${STORES}"
-  open_store "${store}" "${git_dir}"
-  read_commit "${store}" "${commit}" "${name}" "${git_dir}"
-  tree=${REPLY}
-  git_in "${store}" "${destination}" old read-tree "${tree}"
-  require_git "${name}: expected its tree to be complete in ${git_dir}"
-  find_lfs_paths "${store}" "${destination}"
-  printf '%s\n' '* -text -eol !crlf -ident -filter !working-tree-encoding -export-subst' >"${store}/info/attributes"
-  git_in "${store}" "${destination}" old checkout-index --all --force --quiet
-  require_git "${name}: expected to write its files"
-  refuse_lfs_pointers "${destination}" "${name}"
-  prove_tree "${store}" "${destination}" "${tree}" "${name}"
-  export_submodules "${store}" "${git_dir}" "${commit}" "${destination}"
-  REPLY=${tree}
-}
-
+# A git folder of this run alone, and the folder of the checkout.
 open_store() {
-  mkdir -p -- "$1/objects/info" "$1/info" "$1/refs" ||
-    cannot_tell no-temp "${TEMP_DIR}: expected room for the export, observed none" "free some space"
-  printf 'ref: refs/heads/none\n' >"$1/HEAD"
-  printf '%s\n' '[core]' 'repositoryformatversion = 0' 'bare = false' 'filemode = true' 'symlinks = true' >"$1/config"
-  printf '%s\n' "$2/objects" >"$1/objects/info/alternates"
+  STORE="${WORK}/git"
+  KEPT="${STATE}/.checkout/${REPO}/${TARGET_SERVICE}"
+  EXPORT="${KEPT}/tree"
+  mkdir -p -- "${STATE}/.checkout" || no_room
+  chmod 00700 -- "${STATE}/.checkout" || no_room # five digits: what lies below must not inherit a group
+  mkdir -p -- "${STORE}/objects/info" "${STORE}/info" "${STORE}/refs" "${EXPORT}" || no_room
+  printf 'ref: refs/heads/none\n' >"${STORE}/HEAD"
+  printf '%s\n' '[core]' 'repositoryformatversion = 0' 'bare = false' 'filemode = true' 'symlinks = true' \
+    '[checkout]' 'workers = 0' >"${STORE}/config"
 }
 
-# Run git on a store of our own: STORE WORKTREE INDEX ARGV. Standard input is passed on.
+no_room() {
+  cannot_tell no-temp "${TEMP_DIR} and ${KEPT}: expected room for the export, observed none" "free some space"
+}
+
+# Run git on the store of this run and the checkout: INDEX ARGV. Standard input is passed on.
 git_in() {
-  local store=$1 worktree=$2 index=$3
-  shift 3
-  ask "${BUILD_TIMEOUT}" env "HOME=${WORK}" "XDG_CONFIG_HOME=${WORK}" GIT_CONFIG_GLOBAL=/dev/null \
-    GIT_CONFIG_NOSYSTEM=1 GIT_ATTR_NOSYSTEM=1 GIT_NO_REPLACE_OBJECTS=1 GIT_NO_LAZY_FETCH=1 \
-    "GIT_INDEX_FILE=${store}/${index}" \
-    git -C "${worktree}" --git-dir="${store}" --work-tree="${worktree}" "$@"
+  git_words "$@"
+  ask "${BUILD_TIMEOUT}" "${GIT_WORDS[@]}"
+}
+
+# Leave a git command in GIT_WORDS: INDEX ARGV. An index without a folder is one of this run's.
+git_words() {
+  local index=$1
+  shift
+  [[ "${index}" == /* ]] || index="${STORE}/${index}"
+  GIT_WORDS=(env "HOME=${WORK}" "XDG_CONFIG_HOME=${WORK}" GIT_CONFIG_GLOBAL=/dev/null
+    GIT_CONFIG_NOSYSTEM=1 GIT_ATTR_NOSYSTEM=1 GIT_NO_REPLACE_OBJECTS=1 GIT_NO_LAZY_FETCH=1 GIT_OPTIONAL_LOCKS=0
+    "GIT_INDEX_FILE=${index}" git -C "${EXPORT}" "--git-dir=${STORE}" "--work-tree=${EXPORT}" "$@")
 }
 
 # Stop unless the last git call succeeded: WHAT WAS EXPECTED.
 require_git() {
   [[ "${STATUS}" != 0 ]] || return 0
   error_line
-  refuse export-failed "$1, observed: ${REPLY}" "run git fsck in the clone, and look for free space in ${TEMP_DIR}"
+  refuse export-failed "$1, observed: ${REPLY}" "run git fsck in the clone, and look for free space in ${KEPT}"
 }
 
-# Leave the tree of a commit in REPLY: STORE COMMIT NAME GIT_DIR.
+# List what a commit holds, and prove the listing: GIT_DIR COMMIT PATH NAME. Leaves the tree in REPLY. PATH is where a
+# submodule lies in the checkout, with a slash at its end, "" for the repo itself; submodules are listed likewise.
+list_commit() {
+  local git_dir=$1 commit=$2 path=$3 name=$4 list tree
+  LISTS=$((LISTS + 1))
+  list="list.${LISTS}"
+  printf '%s\n' "${git_dir}/objects" >>"${STORE}/objects/info/alternates"
+  read_commit "${commit}" "${name}" "${git_dir}"
+  tree=${REPLY}
+  git_in "${list}" read-tree "${tree}"
+  require_git "${name}: expected its tree to be complete in ${git_dir}"
+  find_lfs_paths "${list}" "${path}"
+  prove_listing "${list}" "${tree}" "${name}"
+  add_to_whole "${list}" "${tree}" "${path}"
+  list_submodules "${git_dir}" "${commit}" "${path}" "${list}"
+  REPLY=${tree}
+}
+
+# Leave the tree of a commit in REPLY: COMMIT NAME GIT_DIR.
 read_commit() {
   local kind line
-  git_in "$1" "${WORK}" none cat-file -t "$2"
+  git_in none cat-file -t "$1"
   kind=${REPLY}
-  [[ "${STATUS}" == 0 ]] || refuse commit-missing "$3: the clone $4 does not hold commit $2" "fetch it there"
+  [[ "${STATUS}" == 0 ]] || refuse commit-missing "$2: the clone $3 does not hold commit $1" "fetch it there"
   [[ "${kind}" == commit ]] ||
-    refuse not-a-commit "$3: expected $2 to be a commit, observed a ${kind}" "name the commit itself"
-  git_in "$1" "${WORK}" none cat-file commit "$2"
-  require_git "$3: expected to read commit $2"
+    refuse not-a-commit "$2: expected $1 to be a commit, observed a ${kind}" "name the commit itself"
+  git_in none cat-file commit "$1"
+  require_git "$2: expected to read commit $1"
   mv -- "${WORK}/out" "${WORK}/commit"
-  git_in "$1" "${WORK}" none hash-object -t commit --stdin <"${WORK}/commit"
-  [[ "${STATUS}" == 0 && "${REPLY}" == "$2" ]] ||
-    refuse commit-forged "$3: expected the bytes of commit $2, observed those of ${REPLY:-nothing}" "run git fsck in $4"
+  git_in none hash-object -t commit --stdin <"${WORK}/commit"
+  [[ "${STATUS}" == 0 && "${REPLY}" == "$1" ]] ||
+    refuse commit-forged "$2: expected the bytes of commit $1, observed those of ${REPLY:-nothing}" "run git fsck in $3"
   IFS= read -r line <"${WORK}/commit"
   [[ "${line}" =~ ^tree\ ${HEX40}$ ]] ||
-    refuse commit-forged "$3: expected commit $2 to name its tree, observed ${line@Q}" "run git fsck in $4"
+    refuse commit-forged "$2: expected commit $1 to name its tree, observed ${line@Q}" "run git fsck in $3"
   REPLY=${line#tree }
 }
 
-# Leave in LFS_PATHS the files that the commit's attributes give to LFS: STORE WORKTREE. Before ours are in force.
+# Add the files that the commit's attributes give to LFS to LFS_PATHS: LIST PATH.
 find_lfs_paths() {
-  local path value
-  LFS_PATHS=()
-  git_in "$1" "$2" old grep --quiet --cached -e lfs -- '*.gitattributes'
+  local file value
+  git_in "$1" grep --quiet --cached -e lfs -- '*.gitattributes'
   [[ "${STATUS}" != 1 ]] || return 0
   require_git 'the commit: expected to search its attributes'
-  git_in "$1" "$2" old ls-files -z
+  git_in "$1" ls-files -z
   mv -- "${WORK}/out" "${WORK}/paths"
-  git_in "$1" "$2" old check-attr --cached -z --stdin filter <"${WORK}/paths"
+  git_in "$1" check-attr --cached -z --stdin filter <"${WORK}/paths"
   require_git 'the commit: expected to read its attributes'
-  while IFS= read -r -d '' path && IFS= read -r -d '' value && IFS= read -r -d '' value; do
-    [[ "${value}" != lfs ]] || LFS_PATHS+=("${path}")
+  while IFS= read -r -d '' file && IFS= read -r -d '' value && IFS= read -r -d '' value; do
+    [[ "${value}" != lfs ]] || LFS_PATHS+=("$2${file}")
   done <"${WORK}/out"
 }
 
-# DESTINATION NAME
-refuse_lfs_pointers() {
-  local path line
-  for path in "${LFS_PATHS[@]}"; do
-    line=''
-    [[ ! -f "$1/${path}" || -L "$1/${path}" ]] || IFS= read -r -n 64 line <"$1/${path}" 2>/dev/null || :
-    [[ "${line}" != 'version https://git-lfs.github.com/spec/v1'* ]] ||
-      refuse lfs-pointer "$2: expected the content of ${path}, observed an LFS pointer in the commit" \
-        "commit the file itself, or fetch it in the Dockerfile"
-  done
+# Hash a listing again, without the trees that it was read from: LIST TREE NAME. Keeps it in $STORE/LIST.entries.
+prove_listing() {
+  git_in "$1" ls-files --stage -z
+  require_git "$3: expected a list of its files"
+  mv -- "${WORK}/out" "${STORE}/$1.entries"
+  git_in again update-index -z --index-info <"${STORE}/$1.entries"
+  require_git "$3: expected to list its files again"
+  git_in again write-tree --missing-ok
+  require_git "$3: expected to hash its tree again"
+  [[ "${REPLY}" == "$2" ]] ||
+    refuse tree-mismatch "$3: expected the listed files to be tree $2, observed ${REPLY}" "run git fsck in the clone"
+  rm -f -- "${STORE}/again"
 }
 
-# Hash the files on disk again: STORE WORKTREE TREE NAME.
-prove_tree() {
-  git_in "$1" "$2" old ls-files --stage -z
-  require_git "$4: expected a list of its files"
-  { grep -z '^160000 ' "${WORK}/out" || :; } >"$1/gitlinks"
-  git_in "$1" "$2" new add --all --force -- .
-  require_git "$4: expected to hash its files again"
-  git_in "$1" "$2" new update-index -z --index-info <"$1/gitlinks"
-  require_git "$4: expected to hash its submodules again"
-  git_in "$1" "$2" new write-tree
-  require_git "$4: expected to hash its tree again"
-  [[ "${REPLY}" == "$3" ]] ||
-    refuse tree-mismatch "$4: expected the export to be tree $3, observed ${REPLY}" "run git fsck in the clone"
+# Add a listing to that of the whole checkout, in which a submodule's files stand for its entry: LIST TREE PATH.
+add_to_whole() {
+  local paths="${STORE}/$1.submodules"
+  { grep -z '^160000 ' "${STORE}/$1.entries" || :; } >"${paths}"
+  if [[ -z "$3" ]]; then
+    git_in whole read-tree -i --reset "$2"
+  else
+    git_in whole read-tree -i "--prefix=$3" "$2"
+  fi
+  require_git "tree $2: expected to list it as part of the checkout"
+  [[ -s "${paths}" ]] || return 0
+  { sed -z 's/^[^\t]*\t//' <"${paths}"; } >"${WORK}/paths"
+  mapfile -d '' -t ITEMS <"${WORK}/paths"
+  printf '%s\0' "${ITEMS[@]/#/"$3"}" >"${WORK}/paths"
+  git_in whole update-index -z --force-remove --stdin <"${WORK}/paths"
+  require_git "tree $2: expected to take its submodules out of the list"
 }
 
-# STORE GIT_DIR COMMIT DESTINATION
-export_submodules() {
-  local entry path name
+# GIT_DIR COMMIT PATH LIST
+list_submodules() {
+  local entry place name
   while IFS= read -r -d '' entry; do
-    path=${entry#*$'\t'}
-    submodule_name "$1" "$3" "$4" "${path}"
+    place=${entry#*$'\t'}
+    submodule_name "$2" "${place}"
     name=${REPLY}
     [[ -n "${name}" && "/${name}/" != */../* ]] ||
-      refuse submodule-unnamed "submodule ${path}: expected a name for it in .gitmodules of $3, observed none" \
+      refuse submodule-unnamed "submodule ${place}: expected a name for it in .gitmodules of $2, observed none" \
         "commit .gitmodules"
-    [[ -d "$2/modules/${name}/objects" ]] ||
+    [[ -d "$1/modules/${name}/objects" ]] ||
       refuse submodule-missing \
-        "submodule ${path} at ${entry:7:40}: expected it in $2/modules/${name}, observed nothing" \
+        "submodule ${place} at ${entry:7:40}: expected it in $1/modules/${name}, observed nothing" \
         "run git submodule update --init --recursive in the clone"
-    [[ -d "$4/${path}" && ! -L "$4/${path}" ]] ||
-      refuse export-failed "submodule ${path}: expected an empty folder for it, observed none" \
-        "run git fsck in the clone"
-    export_commit "$2/modules/${name}" "${entry:7:40}" "$4/${path}" "submodule ${path}"
-  done <"$1/gitlinks"
+    list_commit "$1/modules/${name}" "${entry:7:40}" "$3${place}/" "submodule ${place}"
+  done <"${STORE}/$4.submodules"
 }
 
-# Leave in REPLY the name that .gitmodules of a commit gives to a path: STORE COMMIT WORKTREE PATH.
+# Leave in REPLY the name that .gitmodules of a commit gives to a path: COMMIT PATH.
 submodule_name() {
   local entry name=''
-  git_in "$1" "$3" old config --blob "$2:.gitmodules" --null --get-regexp '^submodule\..*\.path$'
+  git_in none config --blob "$1:.gitmodules" --null --get-regexp '^submodule\..*\.path$'
   while IFS= read -r -d '' entry; do
-    [[ "${entry#*$'\n'}" != "$4" ]] || name=${entry%%$'\n'*}
+    [[ "${entry#*$'\n'}" != "$2" ]] || name=${entry%%$'\n'*}
   done <"${WORK}/out"
   name=${name#submodule.}
   REPLY=${name%.path}
 }
 
-export_clone() {
+# Know every file of the commit, its mode and its hash, before one is written.
+list_clone() {
   step export "exporting commit ${GIT_SHA} out of ${BUILD_CONTEXT}"
-  EXPORT="${WORK}/tree"
-  mkdir -- "${EXPORT}"
+  open_store
   find_git_dir "${BUILD_CONTEXT}"
-  export_commit "${REPLY}" "${GIT_SHA}" "${EXPORT}" "${REPO}"
-  TREE=${REPLY}
+  list_commit "${REPLY}" "${GIT_SHA}" '' "${REPO}"
+  LISTED_TREE=${REPLY}
+  git_in whole ls-files --stage -z
+  require_git "${REPO}: expected a list of all files"
+  mv -- "${WORK}/out" "${STORE}/whole.entries"
+  git_in whole write-tree --missing-ok
+  require_git "${REPO}: expected a tree of all files"
+  WHOLE_TREE=${REPLY}
+  # From here on no attribute of the commit changes a byte.
+  printf '%s\n' '* -text -eol !crlf -ident -filter !working-tree-encoding -export-subst' >"${STORE}/info/attributes"
+}
+
+# Let the checkout hold exactly the listed files. Those of a kept one are being hashed when this returns.
+export_files() {
+  INDEX="${KEPT}/index.taken"
+  rm -f -- "${INDEX}" "${INDEX}.lock"
+  move_checkout
+  if [[ -n "${MOVED}" ]]; then
+    start_proof
+  else
+    make_checkout
+  fi
+  refuse_lfs_pointers
+}
+
+# Move the kept checkout, if the last run left one. Sets MOVED where it looks right.
+move_checkout() {
+  MOVED=''
+  mv -f -- "${KEPT}/index" "${INDEX}" 2>/dev/null || return 0
+  write_files
+  [[ "${STATUS}" == 0 ]] || return 0
+  find_oddity
+  [[ -n "${REPLY}" ]] || MOVED=1
+}
+
+# Write what differs, remove what is too much.
+write_files() {
+  git_in "${INDEX}" read-tree --reset -u "${WHOLE_TREE}"
+  [[ "${STATUS}" == 0 ]] || return 0
+  git_in "${INDEX}" clean -ffdxq
+}
+
+# Make the checkout from nothing, and prove it.
+make_checkout() {
+  rm -rf -- "${EXPORT}" "${INDEX}"
+  mkdir -- "${EXPORT}" || no_room
+  write_files
+  require_git "${REPO}: expected to write its files"
+  find_oddity
+  [[ -z "${REPLY}" ]] ||
+    refuse export-failed "${REPLY}: expected a file or folder of this user with mode 0644 or 0755, observed another" \
+      "look at the access control lists of ${KEPT}"
+  start_proof
+  await_proof
+  [[ -z "${REPLY}" ]] ||
+    refuse tree-mismatch "${REPO}: expected the export to be tree ${LISTED_TREE}, observed a difference: ${REPLY}" \
+      "run git fsck in the clone"
+}
+
+# Leave in REPLY what git does not compare: a mode or an owner of its own, a second name, neither file, folder nor link,
+# or a name that git never looks at.
+find_oddity() {
+  ask "${BUILD_TIMEOUT}" find "${EXPORT}" '(' -name .git -o ! -uid "${EUID}" -o -type f -links +1 \
+    -o -type f ! -perm 0644 ! -perm 0755 -o -type d ! -perm 0755 -o ! -type f ! -type d ! -type l ')' -print -quit
+  [[ "${STATUS}" == 0 ]] || REPLY=${EXPORT}
+}
+
+# Start hashing every file on disk. The index is fresh: no size and no time of a file stands for its bytes.
+# The threshold lets git hash files as they are; larger ones it would also compress along the way.
+start_proof() {
+  rm -f -- "${STORE}/proof"
+  git_in proof update-index -z --index-info <"${STORE}/whole.entries"
+  require_git "${REPO}: expected to list its files for the proof"
+  git_words proof -c core.bigFileThreshold=2047m update-index --refresh
+  env -i "${CHILD_ENV[@]}" timeout -k 5 "${BUILD_TIMEOUT}" "${GIT_WORDS[@]}" \
+    >"${WORK}/proof.out" 2>"${WORK}/proof.err" 3>&- 4>&- 9>&- &
+  PROVER=$!
+}
+
+# Leave in REPLY the first difference between the checkout and the commit, "" for none: then TREE is proven.
+await_proof() {
+  STATUS=0
+  wait "${PROVER}" || STATUS=$?
+  PROVER=''
+  refuse_timeout "${BUILD_TIMEOUT}" git update-index --refresh
+  if [[ "${STATUS}" == 0 ]]; then
+    git_in proof ls-files --others --directory
+    require_git "${REPO}: expected to look for files that the commit does not hold"
+  else
+    REPLY=$(cat -- "${WORK}/proof.out" "${WORK}/proof.err" | head -n 1)
+    REPLY=${REPLY:-git ended with ${STATUS}}
+  fi
+  one_line "${REPLY%%$'\n'*}"
+  [[ -n "${REPLY}" ]] || TREE=${LISTED_TREE}
+}
+
+refuse_lfs_pointers() {
+  local path line
+  for path in "${LFS_PATHS[@]}"; do
+    line=''
+    [[ ! -f "${EXPORT}/${path}" || -L "${EXPORT}/${path}" ]] ||
+      IFS= read -r -n 64 line <"${EXPORT}/${path}" 2>/dev/null || :
+    [[ "${line}" != 'version https://git-lfs.github.com/spec/v1'* ]] ||
+      refuse lfs-pointer "${REPO}: expected the content of ${path}, observed an LFS pointer in the commit" \
+        "commit the file itself, or fetch it in the Dockerfile"
+  done
+}
+
+# What was built and tried must have been the commit. A kept checkout that was not is made anew, and all of it done again.
+require_context() {
+  [[ -n "${MOVED}" ]] || return 0
+  step proof 'hashing the build context again'
+  await_proof
+  [[ -n "${REPLY}" ]] || return 0
+  say "warning: the kept checkout ${EXPORT} was changed by somebody (${REPLY}); doing it again from nothing"
+  AGAIN='again-'
+  step export "exporting commit ${GIT_SHA} again"
+  build_and_try
+}
+
+# Hand the proven checkout on to the next run.
+keep_checkout() {
+  if mv -f -- "${INDEX}" "${KEPT}/index"; then
+    INDEX=''
+  else
+    say "warning: the checkout in ${KEPT} could not be kept"
+  fi
 }
 
 # --- Staging: build --------------------------------------------------------------------------------------------------
@@ -1206,24 +1353,46 @@ find_context() {
   done
 }
 
-# Leave 1 in REPLY where this host has BuildKit, 0 where only the classic builder is left.
+# Leave 1 in REPLY where this host has BuildKit, 0 where only the classic builder is left; METADATA says where buildx
+# writes down what it made.
 choose_builder() {
-  local builder=1
-  ask "${QUICK}" docker version --format '{{.Client.Version}}'
-  if [[ ! "${REPLY}" =~ ^(1[0-9]|2[0-2])\. ]]; then
+  local versions builder=1
+  METADATA=''
+  ask "${QUICK}" docker version --format '{{.Client.Version}} {{range .Server.Components}}{{.Name}} {{end}}'
+  versions=${REPLY}
+  if [[ "${versions}" == *Podman* ]]; then # its socket speaks the classic builder's language only
+    builder=0
+  elif [[ "${versions}" =~ ^(1[0-9]|2[0-2])\. ]]; then
+    # This client's own BuildKit tells no manifest digest, which is the image ID of the containerd image store.
+    ask "${QUICK}" docker info --format '{{.DriverStatus}}'
+    [[ "${REPLY}" != *io.containerd.snapshotter* ]] || builder=0
+  else
     ask "${QUICK}" docker buildx version
     [[ "${STATUS}" == 0 ]] || builder=0
+    [[ "${STATUS}" != 0 ]] || METADATA="${WORK}/metadata"
   fi
   REPLY=${builder}
 }
 
+# BuildKit finds what it was sent before by this text and the path of the context.
+name_builder_session() {
+  [[ -z "${DOCKER_CONFIG_DIR}" ]] || return 0
+  mkdir -p -- "${WORK}/docker/buildx"
+  printf imagefresh | tee -- "${WORK}/docker/.buildNodeID" >"${WORK}/docker/buildx/.buildNodeID"
+}
+
 build_image() {
-  local argv=(docker build --iidfile "${WORK}/iid" --build-arg "GIT_SHA=${GIT_SHA}" --label "${LABEL}=${GIT_SHA}") item
+  local argv=(docker build --iidfile "${WORK}/iid" --build-arg "GIT_SHA=${GIT_SHA}" --label "${LABEL}=${GIT_SHA}")
+  local builder item
   step build "building ${REPO} at ${GIT_SHA}"
   find_context
   choose_builder
-  [[ "${REPLY}" == 1 ]] || argv+=(--force-rm)
-  argv=(env "DOCKER_BUILDKIT=${REPLY}" BUILDX_NO_DEFAULT_ATTESTATIONS=1 "${argv[@]}")
+  builder=${REPLY}
+  name_builder_session
+  rm -f -- "${WORK}/iid" "${WORK}/metadata"
+  [[ "${builder}" == 1 ]] || argv+=(--force-rm)
+  [[ -z "${METADATA}" ]] || argv+=(--metadata-file "${METADATA}")
+  argv=(env "DOCKER_BUILDKIT=${builder}" BUILDX_NO_DEFAULT_ATTESTATIONS=1 "${argv[@]}")
   for item in "${BUILD_ITEMS[@]}"; do
     argv+=(--build-arg "${item}")
   done
@@ -1235,6 +1404,7 @@ build_image() {
 
 # Build with every line shown as it comes: ARGV.
 run_build() {
+  rm -f -- "${WORK}/lines"
   mkfifo -- "${WORK}/lines"
   tee -- "${WORK}/build.log" <"${WORK}/lines" >&2 3>&- 4>&- 9>&- &
   READERS=("$!")
@@ -1284,10 +1454,25 @@ telling_line() {
   printf '%s\n' "${said:-${last}}"
 }
 
+# Leave in REPLY the image ID as the builder tells it. The file of image IDs holds the config digest; where images are
+# known by their manifest (containerd image store), buildx tells that too, at the start of a line: no text of a build
+# can begin one there.
+read_built_id() {
+  local line built='' pattern='^  "containerimage\.digest": "(sha256:[0-9a-f]{64})",?$'
+  [[ ! -f "${WORK}/iid" ]] || built=$(<"${WORK}/iid")
+  if [[ -f "${METADATA}" ]]; then
+    while IFS= read -r line || [[ -n "${line}" ]]; do
+      [[ ! "${line}" =~ ${pattern} ]] || built=${BASH_REMATCH[1]}
+    done <"${METADATA}"
+  fi
+  REPLY=${built}
+}
+
 # What the builder says it made, what the run's own tag points to and the label must agree.
 take_built_image() {
-  local built=''
-  [[ ! -f "${WORK}/iid" ]] || built=$(<"${WORK}/iid")
+  local built
+  read_built_id
+  built=${REPLY}
   read_image "${RUN_TAG}"
   [[ -n "${SEEN_ID}" && "${SEEN_ID}" == "${built}" ]] ||
     refuse image-id-mismatch \
@@ -1347,6 +1532,7 @@ run_check() {
 
 # What the check writes goes to people line by line, and its first mebibyte into a file.
 start_check_readers() {
+  rm -f -- "${WORK}/check" "${WORK}/shown"
   mkfifo -- "${WORK}/check" "${WORK}/shown"
   sed -u -e 's/[[:cntrl:]]//g' -e 's/^/imagefresh: check: /' <"${WORK}/shown" >&2 3>&- 4>&- 9>&- &
   READERS=("$!")
@@ -1389,15 +1575,22 @@ build_staging() {
   refuse_production_services
   refuse_foreign_port "${TARGET_PORT}" "${TARGET_SERVICE}"
   refuse_foreign_container
-  export_clone
+  list_clone
+  build_and_try
+  require_context
+  step tag "tagging ${TARGET_IMAGE}"
+  tag_image "${TARGET_IMAGE}" "${IMAGE_ID}"
+  keep_checkout
+  conclude 'done' built "staging runs ${IMAGE_ID}, built from ${GIT_SHA}"
+}
+
+build_and_try() {
+  export_files
   build_image
   recreate_staging
   await_health
   run_check
   settle "${TARGET_SERVICE}"
-  step tag "tagging ${TARGET_IMAGE}"
-  tag_image "${TARGET_IMAGE}" "${IMAGE_ID}"
-  conclude 'done' built "staging runs ${IMAGE_ID}, built from ${GIT_SHA}"
 }
 
 # --- Promotion: the decision -----------------------------------------------------------------------------------------

@@ -124,7 +124,8 @@ def build(state: State, argv: list[str]) -> int:
     """Keep a copy of the context, and pretend an image whose ID follows from the arguments."""
     import shutil
 
-    shutil.copytree(argv[-1], state["context"], symlinks=True, dirs_exist_ok=True)
+    shutil.rmtree(state["context"], ignore_errors=True)
+    shutil.copytree(argv[-1], state["context"], symlinks=True)
     state["dockerfile"] = os.path.relpath(option(argv, "--file")[0], argv[-1])
     print("Step 1/1 : the one line of the build", flush=True)
     label = json.dumps(option(argv, "--label")[0].split("=", 1)[1])

@@ -325,13 +325,15 @@ def test_a_missing_tree_is_refused(pretended: PretendedHost) -> None:
 @pytest.mark.root
 def test_a_disk_that_runs_full_is_refused_and_nothing_half_made_stays(pretended: PretendedHost) -> None:
     pretended.clone.commit({"big": os.urandom(2_000_000)})
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(pretended.hook.temp_dir)]
-    subprocess.run(mount, check=True)
+    state = pretended.compose_dir / ".imagefresh"
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(state)], check=True)
     try:
         outcome = refused(pretended, "export-failed")
-        assert f"look for free space in {pretended.hook.temp_dir}" in outcome.reason
+        assert f"look for free space in {state}/.checkout/shop/shop-staging" in outcome.reason
+        assert list((state / ".checkout/shop/shop-staging").iterdir()) == []
     finally:
-        subprocess.run(["umount", str(pretended.hook.temp_dir)], check=True)
+        subprocess.run(["umount", str(state)], check=True)
 
 
 # --- submodules -------------------------------------------------------------------------------------------------------
@@ -438,7 +440,7 @@ def test_a_pointer_in_a_submodule_is_refused(pretended: PretendedHost, tmp_path:
     library.commit_bytes({".gitattributes": b"*.bin filter=lfs\n", "x.bin": POINTER})
     pretended.clone.git("submodule", "add", "--quiet", str(library.path), "library")
     pretended.clone.commit({})
-    assert "submodule library: " in refused(pretended, "lfs-pointer").reason
+    assert "the content of library/x.bin" in refused(pretended, "lfs-pointer").reason
 
 
 # --- what the builder gets --------------------------------------------------------------------------------------------
