@@ -9,10 +9,10 @@ STAMP := $(VENV)/.stamp
 PYTEST := $(PYTHON) -m pytest --timeout=300
 SHELL_SCRIPTS = $(wildcard scripts/*.sh hooks/*.sh hooks/lib/*.sh) .ci/run
 
-.PHONY: help venv lint test matrix demo clean
+.PHONY: help venv lint test faults mutants bench matrix demo clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do printf '  make %-6s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do printf '  make %-7s %s\n' "$$name" "$$what"; done
 
 venv: $(STAMP) ## the virtual environment in .venv
 
@@ -32,7 +32,25 @@ test: lint ## lint, then every test; starts a private engine where there is none
 	$(PYTEST) -m "not docker and not plain" -n 3
 	scripts/engine.sh up
 	scripts/base-image.sh
-	$(PYTEST) -m docker -n 3
+	$(PYTEST) -m "docker and not fault" -n 3
+
+faults: venv ## every fault that must never pass, injected for real, local and over ssh; a table in .faults/
+	scripts/need.sh git=git curl=curl flock=util-linux sshd=openssh-server
+	scripts/engine.sh up
+	scripts/base-image.sh
+	$(PYTEST) tests/faults -m fault -n 2
+
+mutants: venv ## each guard taken out in a copy of the tree: the tests must notice
+	scripts/need.sh git=git curl=curl flock=util-linux sshd=openssh-server
+	scripts/engine.sh up
+	scripts/base-image.sh
+	$(PYTHON) -m tests.faults.mutants
+
+bench: venv ## a gate against the bare commands, a rerun, an unused plugin; a table, and JSON in .bench/
+	scripts/need.sh git=git curl=curl flock=util-linux sshd=openssh-server
+	scripts/engine.sh up
+	scripts/base-image.sh
+	$(PYTHON) -m bench
 
 matrix: venv ## the plugin's tests on every Python from 3.10 to 3.13 found here, with the oldest and the newest pytest
 	scripts/need.sh git=git
@@ -46,5 +64,5 @@ demo: venv ## a gate, a promotion and a refusal on real parts
 clean: ## end the engine that was started here and remove everything that was made
 	scripts/base-image.sh remove
 	scripts/engine.sh down
-	rm -rf .venv .engine .demo .imagefresh .cache dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .engine .demo .faults .bench .imagefresh .cache dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

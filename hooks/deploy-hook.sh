@@ -1522,7 +1522,7 @@ run_check() {
   milliseconds "${CHECK_TIMEOUT}"
   limit=${REPLY}
   if [[ "${STATUS}" == 124 || "${STATUS}" == 137 ]] && ((NOW - start >= limit)); then # a check may end with 124 itself
-    refuse check-timeout "the staging check: expected an end within CHECK_TIMEOUT=${CHECK_TIMEOUT} s, observed none" \
+    blame check-timeout "the staging check: expected an end within CHECK_TIMEOUT=${CHECK_TIMEOUT} s, observed none" \
       "correct the check or raise it"
   fi
   CHECKING=''

@@ -85,6 +85,12 @@ class Sshd:
         self.trust()
         self.write_config()
 
+    def restart(self, *options: str) -> None:
+        """Go on with other sshd_config lines, on the same port."""
+        self.stop()
+        self._options = options
+        self.start()
+
     def trust(self) -> None:
         """Write a known_hosts file that lists exactly the present host key."""
         kind, blob = self.public_host_key().split()[:2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import sys
@@ -46,10 +47,13 @@ class Pipeline:
 
     # -- what is written before anything runs
 
-    def install_hook(self) -> Path:
-        """Install the hook as an administrator does: a copy bound to the engine, with a temporary folder of its own."""
+    def install_hook(self, engine: str = "") -> Path:
+        """Install the hook as an administrator does: a copy bound to the engine, with a temporary folder of its own.
+
+        `engine` is another address of it, `unix:///...`.
+        """
         constants = {
-            "ENGINE": self.copy.engine.docker_host,
+            "ENGINE": engine or self.copy.engine.docker_host,
             "DOCKER_CONFIG_DIR": self.copy.engine.docker_config,
             "TEMP_DIR": str(self._hook_temporary),
         }
@@ -68,11 +72,11 @@ class Pipeline:
         host: dict[str, object] = {"hook": str(self.hook)}
         if self.sshd is not None:
             host |= {"ssh": self.sshd.target, "known_hosts": str(self.sshd.known_hosts)}
-            changes.setdefault("host_repos_dir", str(self._clones_on_host()))
+            changes.setdefault("host_repos_dir", str(self.clones_on_host()))
         own = self.copy.settings(**{**FAST, "host": host})
         (self.folder / "imagefresh.toml").write_text(to_toml(merged(own, changes)))
 
-    def _clones_on_host(self) -> Path:
+    def clones_on_host(self) -> Path:
         """Return the folder of the clones as the host has them: elsewhere, bare, and always up to date."""
         folder = self.copy.repos_dir.parent / "clones-on-host"
         for repo in self.copy.repos_dir.iterdir():
@@ -134,6 +138,13 @@ class Pipeline:
         except OSError:
             return ""
 
+    def answers(self, port: int) -> bool:
+        """Whether a service on a port answers at all."""
+        try:
+            return bool(ask(port, "/version"))
+        except OSError:
+            return False
+
     @property
     def staging(self) -> str:
         """The revision that staging serves; "" for none."""
@@ -160,13 +171,14 @@ class Pipeline:
         files = [*own, *self._hook_temporary.iterdir()]
         files += self.folder.rglob("*.new")
         files += [*self.copy.compose_dir.glob(".imagefresh/holder"), *self.copy.compose_dir.glob(".env.*")]
-        return [*map(str, files), *self._run_tags(), *self._containers(), *_processes(self.copy.project)]
+        held = ["the lock"] if _is_locked(self.copy.compose_dir / ".imagefresh/lock") else []
+        return [*map(str, files), *held, *self.run_tags(), *self._containers(), *_processes(self.copy.project)]
 
     def assert_clean(self) -> None:
         """Fail unless nothing is left behind, a moment after the end of the run at the latest."""
         assert wait_until(lambda: not self.leftovers()), self.leftovers()
 
-    def _run_tags(self) -> list[str]:
+    def run_tags(self) -> list[str]:
         """Return tags that only a run needs: those of this copy's builds, and those named after our run IDs."""
         ours = f"label=imagefresh.test.copy={self.copy.project}"
         listing = ["image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "--filter"]
@@ -189,6 +201,18 @@ class Pipeline:
             '{{.Names}} {{.Label "com.docker.compose.service"}}',
         )
         return [row for row in rows.splitlines() if len(row.split()) < 2]
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether somebody holds a lock on a file."""
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _processes(word: str) -> list[str]:

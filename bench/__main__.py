@@ -1,0 +1,159 @@
+"""Measure what a gate costs over the bare commands: `python -m bench [--runs N]`.
+
+Everything is run in turns, so that a machine that is busy for a while slows all of them down alike. The first turn
+warms up and does not count. Nothing is judged: the table shows medians beside budgets, and .bench/ keeps every figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import secrets
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench.scene import Scene  # noqa: E402
+from tests.sshd import Sshd  # noqa: E402
+from tests.support import Orchestrator, Ports, start_engine  # noqa: E402
+
+RESULTS = ROOT / ".bench"
+LEAST_RUNS = 7
+
+console = Console(highlight=False)
+
+
+@dataclass
+class Measured:
+    """One thing that is measured."""
+
+    name: str
+    seconds: list[float] = field(default_factory=list)
+    """How long each counted run took."""
+    base: str = ""
+    """What it is compared with, by name; "" for nothing."""
+    budget: float | None = None
+    """The most that its median may be above the base's, in seconds; without a base the most that it may be itself."""
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        """The median of the counted runs, in seconds."""
+        return statistics.median(self.seconds)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """How something is run once."""
+
+    measured: Measured
+    run: Callable[[], None]
+    repeat: int = 1
+    """How often in each turn: what takes milliseconds needs more runs than what takes seconds."""
+
+
+def subjects(scene: Scene) -> list[Subject]:
+    """Return everything that is measured, in the order of one turn."""
+    floor = "bare commands"
+    gate, proof = 0.6, "budget without the pause proof"
+    return [
+        Subject(Measured(floor, note="export, build, compose up, poll, exec, in one shell"), scene.bare),
+        Subject(Measured("gate, local", base=floor, note="with the pause proof"), scene.gate("local")),
+        Subject(Measured("gate, local, no pause", base=floor, budget=gate, note=proof), scene.gate("local-unpaused")),
+        Subject(Measured("gate, ssh", base=floor, note="with the pause proof"), scene.gate("ssh")),
+        Subject(Measured("gate, ssh, no pause", base=floor, budget=gate, note=proof), scene.gate("ssh-unpaused")),
+        Subject(
+            Measured("one test again, local", budget=0.8, note="--gate-reuse, whole process"), scene.again("local")
+        ),
+        Subject(Measured("one test again, ssh", budget=0.8, note="--gate-reuse, whole process"), scene.again("ssh")),
+        Subject(Measured("pytest without the plugin", note="an empty test, -p no:imagefresh"), scene.without, 3),
+        Subject(
+            Measured(
+                "pytest, plugin unused", base="pytest without the plugin", budget=0.005, note="the same, without -p"
+            ),
+            scene.unused,
+            3,
+        ),
+    ]
+
+
+def measure(listed: list[Subject], runs: int) -> list[Measured]:
+    """Run everything in turns, the first one uncounted; return what was measured."""
+    for turn in range(runs + 1):
+        console.print(f"[dim]turn {turn} of {runs}{' (warm-up)' if turn == 0 else ''}[/dim]")
+        for subject in listed:
+            for _ in range(subject.repeat):
+                began = time.perf_counter()
+                subject.run()
+                if turn:
+                    subject.measured.seconds.append(time.perf_counter() - began)
+    return [subject.measured for subject in listed]
+
+
+def table(results: list[Measured]) -> Table:
+    """Return the figures: medians, spread, and how far each is above what it is compared with."""
+    shown = Table("what", "runs", "median s", "min to max", "over base s", "ratio", "budget s", "", "note")
+    known = {measured.name: measured for measured in results}
+    for measured in results:
+        base = known.get(measured.base)
+        over = measured.median - (base.median if base else 0.0)
+        shown.add_row(
+            measured.name,
+            str(len(measured.seconds)),
+            f"{measured.median:.3f}",
+            f"{min(measured.seconds):.3f} to {max(measured.seconds):.3f}",
+            f"{over:+.3f}" if base else "",
+            f"{measured.median / base.median:.2f}" if base else "",
+            "" if measured.budget is None else f"{'+' if base else ''}{measured.budget:g}",
+            "" if measured.budget is None else "within" if over <= measured.budget else "[red]over[/red]",
+            measured.note,
+        )
+    return shown
+
+
+def keep(results: list[Measured], about: Mapping[str, object]) -> Path:
+    """Write every figure as JSON below .bench/; return the path."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}.json"
+    rows = [{**asdict(measured), "median": measured.median} for measured in results]
+    path.write_text(json.dumps({**about, "results": rows}, indent=2) + "\n")
+    return path
+
+
+def main() -> int:
+    """Measure, print, keep. Raises RuntimeError where something that is measured does not end as it should."""
+    parser = argparse.ArgumentParser(prog="bench", description="what a gate costs over the bare commands")
+    parser.add_argument("--runs", type=int, default=LEAST_RUNS, help=f"counted runs of each, at least {LEAST_RUNS}")
+    runs = max(parser.parse_args().runs, LEAST_RUNS)
+    engine, ports = start_engine(), Ports()
+    with ExitStack() as stack:
+        stack.callback(ports.release)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imagefresh-bench-")))
+        names = {"branch": "feature/bench", "unique": f"imagefresh-bench-{secrets.token_hex(3)}"}
+        copy = Orchestrator(engine, folder, **names, staging_port=ports.claim(), prod_port=ports.claim())
+        stack.callback(copy.remove)
+        sshd = stack.enter_context(Sshd(folder / "sshd"))
+        results = measure(subjects(Scene(copy, folder, sshd)), runs)
+        version = engine.docker("version", "--format", "{{.Client.Version}} {{.Server.Version}}")
+    about = {"python": platform.python_version(), "processors": os.cpu_count(), "docker": version}
+    console.print(table(results))
+    console.print(f"{about}; every figure: {keep(results, about)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

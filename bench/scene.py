@@ -1,0 +1,108 @@
+"""What is measured, and the one copy of the example service on which it is."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.e2e.pipeline import Pipeline
+from tests.sshd import Sshd
+from tests.support import ROOT, Orchestrator, clean_environment, run
+
+BARE = """
+set -euo pipefail
+rm -rf "$TREE"; mkdir "$TREE"
+git -C "$REPO" archive HEAD | tar -x -C "$TREE"
+revision=$(git -C "$REPO" rev-parse HEAD)
+docker build --quiet --build-arg "GIT_SHA=$revision" --build-arg "BASE=$BASE" --tag "$IMAGE" "$TREE"
+cd "$COMPOSE_DIR"
+docker compose --profile staging up -d --no-deps --no-build --force-recreate orchestrator-staging
+until curl -fs -o /dev/null "http://127.0.0.1:$PORT/health"; do sleep 0.05; done
+docker exec "$CONTAINER" python3 scripts/staging_check.py --mode stub
+"""
+"""What a person does who trusts everything."""
+
+
+class Scene:
+    """Pipelines around one copy: local and over ssh, with and without the pause proof."""
+
+    def __init__(self, copy: Orchestrator, folder: Path, sshd: Sshd) -> None:
+        self._copy = copy
+        self._folder = folder
+        self._numbers = itertools.count()
+        self._pipelines = {
+            "local": self._pipeline("local", None, pause=True),
+            "local-unpaused": self._pipeline("local-unpaused", None, pause=False),
+            "ssh": self._pipeline("ssh", sshd, pause=True),
+            "ssh-unpaused": self._pipeline("ssh-unpaused", sshd, pause=False),
+        }
+        self._empty = folder / "empty"
+        self._empty.mkdir()
+        (self._empty / "test_empty.py").write_text("def test_nothing(): pass\n")
+        (self._empty / "pytest.ini").write_text("[pytest]\n")
+
+    def bare(self) -> None:
+        """Rebuild and try staging by hand, from a commit of its own."""
+        self._commit()
+        copy = self._copy
+        values = {
+            "REPO": copy.worktree,
+            "TREE": self._folder / "tree",
+            "BASE": copy.engine.base_image,
+            "IMAGE": copy.staging_image,
+            "COMPOSE_DIR": copy.compose_dir,
+            "PORT": copy.staging_port,
+            "CONTAINER": copy.staging_container,
+        }
+        run(["bash", "-c", BARE], env={**copy.engine.env, **{name: str(value) for name, value in values.items()}})
+
+    def gate(self, name: str) -> Callable[[], None]:
+        """Return what gates a commit of its own, in one process of pytest."""
+
+        def gate() -> None:
+            self._commit()
+            ended = self._pipelines[name].gate("-q")
+            if ended.status != 0:
+                raise RuntimeError(f"gate {name}: expected exit 0, observed {ended}")
+
+        return gate
+
+    def again(self, name: str) -> Callable[[], None]:
+        """Return what runs one gate test again on what runs now, in one process of pytest."""
+        test = f"{ROOT}/gates/test_provenance.py"
+
+        def again() -> None:
+            words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "pytest.ini", test, "-k", "carries"]
+            named = ["--repo", self._copy.name, "--branch", self._copy.branch, "--gate-reuse"]
+            ended = self._pipelines[name].run(sys.executable, *words, *named)
+            if ended.status != 0:
+                raise RuntimeError(f"{name}, one test again: expected exit 0, observed {ended}")
+
+        return again
+
+    def without(self) -> None:
+        """Run an empty test with the plugin left out."""
+        self._empty_test("-p", "no:imagefresh")
+
+    def unused(self) -> None:
+        """Run an empty test with the plugin installed."""
+        self._empty_test()
+
+    def _empty_test(self, *options: str) -> None:
+        words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "pytest.ini", *options]
+        run([sys.executable, *words], cwd=self._empty, env=clean_environment())
+
+    def _commit(self) -> None:
+        # One changed file, as usual: its layer is built, those before it are there.
+        self._copy.commit({"src/orchestrator/NEWS": f"{next(self._numbers)}"})
+
+    def _pipeline(self, name: str, sshd: Sshd | None, *, pause: bool) -> Pipeline:
+        (self._folder / name).mkdir()
+        pipeline = Pipeline(self._copy, self._folder / name / "pipeline", sshd)
+        # Compiled modules are kept, as in daily life.
+        pipeline.more_environment = {"PYTHONDONTWRITEBYTECODE": ""}
+        if not pause:
+            pipeline.configure(targets={self._copy.name: {"staging": {"pause_proof": False}}})
+        return pipeline

@@ -1,0 +1,268 @@
+"""The guards that make mutants takes out, one at a time: where each is, how it goes, and the tests that must notice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HOOK = "hooks/deploy-hook.sh"
+VERDICT = "pytest_imagefresh/core/verdict.py"
+ANCHOR = "pytest_imagefresh/adapters/git/anchor.py"
+KNOWN_HOSTS = "pytest_imagefresh/adapters/ssh/known_hosts.py"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """One guard."""
+
+    name: str
+    file: str
+    text: str
+    """Exactly as it stands in the file, once."""
+    without: str
+    """What stands there without the guard."""
+    tests: tuple[str, ...]
+    """What pytest is given: the tests that must fail then."""
+
+
+def fault(name: str, host: str = "local") -> str:
+    """Return the node ID of a fault test."""
+    return f"tests/faults/test_faults.py::test_fault[{name}-{host}]"
+
+
+GUARDS = [
+    # -- the commit and the tree
+    Guard(
+        "the branch is checked out in the worktree",
+        ANCHOR,
+        "[worktree for worktree in listed if worktree.ref == self.branch.ref]",
+        "listed[-1:]",
+        (fault("HEAD is on another branch"),),
+    ),
+    Guard(
+        "the branch is where it was",
+        VERDICT,
+        "        now.revision,\n",
+        "        first.revision,\n",
+        (fault("the branch moves on while the gate runs"),),
+    ),
+    Guard(
+        "the worktree is the clone's own",
+        ANCHOR,
+        "        if common != expected:\n",
+        "        if not common:\n",
+        ("tests/adapters/test_git.py",),
+    ),
+    Guard(
+        "a revision is a full commit ID",
+        "pytest_imagefresh/adapters/git/anchor.py",
+        "        return Revision(text)\n",
+        "        return Revision((text + '0' * 40)[:40].lower())\n",
+        (fault("a revision that is abbreviated, upper-case, empty, a pattern, padded"),),
+    ),
+    Guard(
+        "variables of the caller stay outside",
+        "pytest_imagefresh/adapters/command.py",
+        'return {"PATH": _DEFAULT_PATH, **kept,',
+        'return {**os.environ, "PATH": _DEFAULT_PATH, **kept,',
+        (fault("GIT_DIR, GIT_WORK_TREE, GIT_INDEX_FILE of the caller"),),
+    ),
+    Guard(
+        "the export is written without conversion",
+        HOOK,
+        "'* -text -eol !crlf -ident -filter !working-tree-encoding -export-subst' >",
+        "'' >",
+        (fault("smudge filter, export-ignore, eol and ident attributes in the commit"),),
+    ),
+    Guard(
+        "the export's tree is the commit's",
+        HOOK,
+        '[[ "${REPLY}" == "$3" ]] ||\n    refuse tree-mismatch',
+        "true ||\n    refuse tree-mismatch",
+        ("tests/hook/test_export.py",),
+    ),
+    Guard(
+        "an LFS pointer is no content",
+        HOOK,
+        "[[ \"${line}\" != 'version https://git-lfs.github.com/spec/v1'* ]] ||",
+        "true ||",
+        (fault("an LFS pointer instead of the content"),),
+    ),
+    # -- the build and the image
+    Guard(
+        "a build reaches nothing of the host",
+        "pytest_imagefresh/core/build.py",
+        "    if value is None or (key in _REACHING",
+        "    if key or (key in _REACHING",
+        (fault("the branch's compose file asks for a host file as a secret"),),
+    ),
+    Guard(
+        "links of the commit stay in its tree",
+        HOOK,
+        '[[ "${real}" == "${root}" || "${real}" == "${root}/"* ]] ||',
+        "true ||",
+        (fault("a link in the commit leads the build to the host's files"),),
+    ),
+    Guard(
+        "the hook stamps the revision itself",
+        HOOK,
+        ' --label "${LABEL}=${GIT_SHA}")',
+        ")",
+        (fault("the base image bears the label of another commit"),),
+    ),
+    Guard(
+        "the promoted image is the validated one, by ID",
+        HOOK,
+        '[[ "${IMAGE_ID}" == "${EXPECTED_IMAGE_ID-${IMAGE_ID}}" ]] ||',
+        "true ||",
+        (fault("other code, built with the expected revision as argument, takes the staging tag"),),
+    ),
+    Guard(
+        "the revision label is the expected one",
+        HOOK,
+        '[[ "${observed}" == "\\"${EXPECTED_REVISION}\\"" ]] ||',
+        "true ||",
+        ("tests/hook/test_decision.py",),
+    ),
+    Guard(
+        "an empty expectation is refused",
+        HOOK,
+        '[[ -n "${EXPECTED_REVISION}" ]] ||',
+        '[[ -n "${EXPECTED_REVISION}" ]] || conclude done verified "nothing was expected" ||',
+        ("tests/hook/test_decision.py",),
+    ),
+    Guard(
+        "the image's label is read by the plugin itself",
+        VERDICT,
+        'compare(f"revision label of {image.id}", revision, image.revision_label, image.id)',
+        'compare(f"revision label of {image.id}", revision, revision, image.id)',
+        ("tests/core/test_verdict.py",),
+    ),
+    Guard(
+        "only a complete record is promoted",
+        "pytest_imagefresh/adapters/records.py",
+        'record.get("complete") is True and record',
+        "record",
+        (fault("staging is restarted while the gate runs"),),
+    ),
+    # -- the container and the port
+    Guard(
+        "staging is always recreated",
+        HOOK,
+        "up -d --force-recreate --no-deps",
+        "up -d --no-deps",
+        (fault("a hot-fixed container of the same image runs beforehand"),),
+    ),
+    Guard(
+        "a container that was there before proves nothing",
+        VERDICT,
+        "if before is not None and before.id.hex == report.container_id:",
+        "if before is None and report.container_id == '':",
+        (fault("compose does not recreate"),),
+    ),
+    Guard(
+        "no other service is touched",
+        HOOK,
+        "--force-recreate --no-deps --no-build",
+        "--force-recreate --no-build",
+        (fault("staging depends on production, whose configuration changed"),),
+    ),
+    Guard(
+        "a container's name is compose's own",
+        HOOK,
+        '[[ "${planned}" == "${STAGING_CONTAINER}" ]] ||',
+        "true ||",
+        (fault("container_name is gone from the compose file, and an old container of that name lives on"),),
+    ),
+    Guard(
+        "the port belongs to nobody else",
+        HOOK,
+        '[[ -z "${line}" || "${line#*|}" == "${PROJECT}|$2" ]] ||',
+        "true ||",
+        (fault("a foreign container owns the port"),),
+    ),
+    Guard(
+        "only 200 is healthy",
+        HOOK,
+        '  until [[ "${ANSWER}" == 200 ]]; do\n    require_alive\n',
+        '  until [[ "${ANSWER}" =~ ^[0-9]{3}$ ]]; do\n    require_alive\n',
+        (fault("the health path answers a redirect"),),
+    ),
+    Guard(
+        "what dies while it settles is refused",
+        HOOK,
+        "  while ((NOW < end)); do\n    pause 0.1\n    require_alive\n",
+        "  while false; do\n    pause 0.1\n    require_alive\n",
+        (fault("dies during the settle time"),),
+    ),
+    Guard(
+        "a check that fails is a refusal",
+        HOOK,
+        '[[ "${STATUS}" == 0 ]] || refuse_check',
+        "CHECK_STATUS=0",
+        (fault("the check says PASS and exits with 1"),),
+    ),
+    Guard(
+        "TAP and exit status agree",
+        VERDICT,
+        "if tap is not None and tap.problem:",
+        "if tap is not None and tap.problem and result.exit_status:",
+        (fault("the check says not ok, and exits with 0"),),
+    ),
+    Guard(
+        "the container is the same at the end",
+        VERDICT,
+        'f"{now.id} since {now.started_at}"',
+        'f"{first.id} since {first.started_at}"',
+        (fault("staging is restarted while the gate runs"),),
+    ),
+    Guard(
+        "production is as it was",
+        VERDICT,
+        "    if before != after:\n",
+        "    if after is None:\n",
+        (fault("production is restarted while the gate runs"),),
+    ),
+    # -- the way there
+    Guard(
+        "an unknown host key is refused",
+        KNOWN_HOSTS,
+        "    if offered in expected:\n",
+        "    if offered in expected or not expected:\n",
+        (fault("the host key is unknown", "ssh"),),
+    ),
+    Guard(
+        "a changed host key is refused",
+        KNOWN_HOSTS,
+        "    if offered in expected:\n",
+        "    if expected:\n",
+        (fault("the host key has changed", "ssh"),),
+    ),
+    Guard(
+        "a caller who is gone ends the run",
+        HOOK,
+        "    interrupted PIPE\n",
+        "    :\n",
+        (fault("ssh is dropped during the check", "ssh"),),
+    ),
+    Guard(
+        "a build is bounded",
+        HOOK,
+        'run_child "${BUILD_TIMEOUT}" "$@" >"${WORK}/lines" 2>&1',
+        'run_child 20 "$@" >"${WORK}/lines" 2>&1',
+        (fault("a build that hangs"),),
+    ),
+    Guard(
+        "the run's own tag is taken away",
+        HOOK,
+        '  [[ -n "${RUN_TAG}" ]] || return 0\n',
+        "  return 0\n",
+        (fault("dies at start"),),
+    ),
+    Guard(
+        "secrets are masked",
+        "pytest_imagefresh/core/masking.py",
+        "            text = text.replace(value, MASK)\n",
+        "            pass\n",
+        (fault("secrets in build output, check output and environment, of a gate that refuses"),),
+    ),
+]
