@@ -53,7 +53,9 @@ def engine_hangs_at_build(scene: Scene) -> None:
     impatient(scene)
 
 
-@fault("the engine hangs when the check is to start", unknown("docker info .*: expected an end within 2 s", staging="new"))
+@fault(
+    "the engine hangs when the check is to start", unknown("docker info .*: expected an end within 2 s", staging="new")
+)
 def engine_hangs_at_check(scene: Scene) -> Ended:
     proxy = scene.engine_proxy()
     proxy.when(EXEC, proxy.stall)
