@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_imagefresh.core.content import Content
 from pytest_imagefresh.core.evidence import Answer, CheckResult, Container, HookReport, Image
 from pytest_imagefresh.core.running import check_runs_as_built
 from pytest_imagefresh.core.settings import Target
 from pytest_imagefresh.core.tap import TapSummary
-from pytest_imagefresh.core.verdict import check_port, check_rebuilt, check_staging_check
+from pytest_imagefresh.core.verdict import check_content, check_port, check_rebuilt, check_staging_check
 from pytest_imagefresh.fixtures import Prove
 from pytest_imagefresh.run import TargetRun
 
@@ -20,6 +21,12 @@ def test_staging_is_rebuilt_from_validated_revision(
     """The hook built this commit's tree into this image, on this engine, and started a new container."""
     engine = target_run.run.engine.id
     prove(check_rebuilt(rebuild, target_run.anchor, staging_image, target_run.container_before, engine))
+
+
+@pytest.mark.link("CONTENT")
+def test_image_holds_the_commits_files(prove: Prove, image_content: Content | None, staging_image: Image) -> None:
+    """Every declared file is in the image byte for byte, and nothing else is; where none is declared, it says so."""
+    prove(check_content(image_content, staging_image.id))
 
 
 @pytest.mark.link("CONTAINER")

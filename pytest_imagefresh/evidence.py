@@ -28,6 +28,7 @@ def observed_files(run: TargetRun) -> dict[str, str]:
         "hook.log": run.run.mask(_lines(run.hook_log)),
         "build.log": run.run.mask(_lines(run.build_log)),
         "container.log": _container_log(run, _LOG_LINES),
+        "content.txt": _content(run),
         "image.json": _inspected(run, "image_id"),
         "container.json": _inspected(run, "container_id"),
     }
@@ -77,6 +78,13 @@ def _describe(run: TargetRun, fact: str) -> Mapping[str, Any]:
     return (
         engine.describe_image(ImageId(found)) if fact == "image_id" else engine.describe_container(ContainerId(found))
     )
+
+
+def _content(run: TargetRun) -> str:
+    """Return every difference of the declared content, of which a reason names the first few only."""
+    if run.content is None:
+        return ""
+    return _lines([*run.content.misplaced(), *run.content.differences()] or ["no difference"])
 
 
 def _container_log(run: TargetRun, lines: int) -> str:

@@ -14,6 +14,7 @@ from pytest_docker.plugin import Services
 
 from pytest_imagefresh.adapters.http import read_answer
 from pytest_imagefresh.core.chain import Link, Proof
+from pytest_imagefresh.core.content import Content
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError, Refused
 from pytest_imagefresh.core.evidence import Answer, CheckResult, Container, HookReport, Image, Production
 from pytest_imagefresh.core.identity import ImageId, Revision
@@ -107,6 +108,12 @@ def staging_image(target_run: TargetRun, target: Target, rebuild: HookReport | N
         )
     target_run.facts["image_id"] = image.id.digest
     return image
+
+
+@pytest.fixture(scope="session")
+def image_content(target_run: TargetRun, staging_image: Image) -> Content | None:
+    """The declared files as commit and image have them; None where the target declares no content."""
+    return target_run.read_content(staging_image.id)
 
 
 @pytest.fixture(scope="session")

@@ -15,10 +15,17 @@ import msgspec
 from pytest_imagefresh import shipped
 from pytest_imagefresh.adapters.compose import read_build
 from pytest_imagefresh.adapters.engine import Engine, connect_engine
-from pytest_imagefresh.adapters.git import find_clone, parse_gate_revision, read_anchor, read_tree_files
+from pytest_imagefresh.adapters.git import (
+    find_clone,
+    parse_gate_revision,
+    read_anchor,
+    read_content,
+    read_tree_files,
+)
 from pytest_imagefresh.adapters.hook import InstalledHook, bundled_hook
 from pytest_imagefresh.adapters.host import Host, connect
 from pytest_imagefresh.adapters.records import new_run_id
+from pytest_imagefresh.core.content import Content
 from pytest_imagefresh.core.contract import promotion_variables, staging_variables
 from pytest_imagefresh.core.errors import EvidenceError, ImagefreshError, Refused
 from pytest_imagefresh.core.evidence import Anchor, CheckResult, Container, HookReport, Production
@@ -26,6 +33,7 @@ from pytest_imagefresh.core.identity import BranchName, ImageId, RepoName, RunId
 from pytest_imagefresh.core.masking import Masker
 from pytest_imagefresh.core.settings import Build, Settings, Target, clone_on_host
 from pytest_imagefresh.core.tap import TapSummary
+from pytest_imagefresh.image_content import read_image_content
 
 _STEP = "imagefresh: step: "
 """How the hook announces a step."""
@@ -184,6 +192,8 @@ class TargetRun:
         """What reports name this target's proof by: revision, image_id, container_id, engine_id."""
         self.tap: TapSummary | None = None
         """What the staging check said, where it speaks TAP."""
+        self.content: Content | None = None
+        """The declared files of commit and image, once they were read."""
         self.hook_log: list[str] = []
         """Everything that the hook said in this run, line by line, secrets masked."""
         self.build_log: list[str] = []
@@ -260,6 +270,18 @@ class TargetRun:
         """Return the variables of a promotion that only the revision binds."""
         return self._promotion(expected_revision, None)
 
+    def read_content(self, image_id: ImageId) -> Content | None:
+        """Return the declared content as commit and image have it; None where no content is declared."""
+        if self.target.content:
+            bounds = self.settings.timeouts
+            folders = list(self.target.content.values())
+            clone = self.run.clone(self.target.repo)
+            tree = read_content(clone, self.anchor.revision, folders, timeout=bounds.git)
+            self.content = read_image_content(
+                self.run.engine, image_id, self.target, tree, run_id=self.run.run_id, timeout=bounds.content
+            )
+        return self.content
+
     def read_staging_container(self) -> Container | None:
         """Return the staging container as it is now."""
         return self.run.engine.read_container(self.target.staging.container)
@@ -330,7 +352,8 @@ def _build_bound(settings: Settings) -> float:
 
 def gate_bound(settings: Settings) -> float:
     """The sum of the bounds of everything that a complete gate does for one target, in seconds."""
-    return _build_bound(settings) + _HOOK_CALLS_PER_GATE * _look_bound(settings)
+    bounds = settings.timeouts
+    return _build_bound(settings) + bounds.git + bounds.content + _HOOK_CALLS_PER_GATE * _look_bound(settings)
 
 
 def is_compose_input(path: str) -> bool:

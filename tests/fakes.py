@@ -6,15 +6,18 @@ Used where the plugin is tested and no engine is needed. The world's `faults` ma
 from __future__ import annotations
 
 import hashlib
+import io
+import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+from pytest_imagefresh.core.content import Place
 from pytest_imagefresh.core.errors import EvidenceError
 from pytest_imagefresh.core.evidence import CheckResult, Container, HookReport, Image, Port, Production
-from pytest_imagefresh.core.identity import ContainerId, ImageId
+from pytest_imagefresh.core.identity import ContainerId, ImageId, RunId
 from pytest_imagefresh.core.settings import Prod
 
 
@@ -28,6 +31,20 @@ def image(revision: str, salt: str = "") -> Image:
     return Image(ImageId(f"sha256:{digest(revision + salt)}"), revision)
 
 
+def folder_archive(name: str, files: Mapping[str, bytes]) -> bytes:
+    """Return the archive of a folder as an engine hands it out."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        folder = tarfile.TarInfo(name)
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for path, content in files.items():
+            member = tarfile.TarInfo(f"{name}/{path}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
 @dataclass
 class World:
     """Images by ID and by reference, containers by name, and what goes wrong."""
@@ -39,6 +56,8 @@ class World:
     containers: dict[str, Container] = field(default_factory=dict)
     calls: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     built: int = 0
+    files: dict[str, bytes] = field(default_factory=lambda: {"file": b"one"})
+    """What every image holds below /app: path -> bytes."""
 
     def add(self, found: Image, *references: str) -> Image:
         """Keep an image under its ID and references."""
@@ -99,6 +118,17 @@ class FakeEngine:
 
     def run_in_container(self, container_id: ContainerId, argv: Sequence[str], *, timeout: float) -> CheckResult:
         return CheckResult(1 if "check-fails" in self.world.faults else 0, b"checked\n")
+
+    @contextmanager
+    def scratch_container(self, image_id: ImageId, run_id: RunId) -> Iterator[ContainerId]:
+        yield ContainerId(digest(run_id.text))
+
+    def read_place(self, container_id: ContainerId, path: str) -> Place:
+        return Place("folder" if path == "/app" else "")
+
+    def read_archive(self, container_id: ContainerId, path: str, *, timeout: float) -> Iterator[bytes]:
+        added = {"debug.log": b""} if "image-has-more" in self.world.faults else {}
+        yield folder_archive("app", {**self.world.files, **added})
 
     @contextmanager
     def unlabelled_image(self, name: str) -> Iterator[ImageId]:

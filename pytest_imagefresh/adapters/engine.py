@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import http.client
 import json
 import posixpath
 import re
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +18,17 @@ from typing import Any, cast
 import docker
 import docker.errors
 
+from pytest_imagefresh.core.content import Place
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError
 from pytest_imagefresh.core.evidence import REVISION_LABEL, CheckResult, Container, Image, Mount, Port, Production
-from pytest_imagefresh.core.identity import ContainerId, ImageId
+from pytest_imagefresh.core.identity import ContainerId, ImageId, RunId
 from pytest_imagefresh.core.settings import Prod
 
 OUTPUT_LIMIT = 1 << 20
 """How much output of a program or a log is kept, in bytes."""
+
+CONTENT_LABEL = "imagefresh.content"
+"""Borne by a container that was only created to read an image; its value is the run's ID."""
 
 _PROJECT_LABEL = "com.docker.compose.project"
 _SERVICE_LABEL = "com.docker.compose.service"
@@ -35,7 +41,12 @@ _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _ABBREVIATED_ID = re.compile(r"(sha256:)?[0-9a-f]{1,63}")
 _REFERENCE = re.compile(r"(?P<repository>[a-z0-9][a-z0-9._/:-]*):(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})")
 _EMPTY_TAR = bytes(10240)
+_PATH_STAT = "X-Docker-Container-Path-Stat"
+# Source: Go, io/fs, FileMode.
+_GO_TYPES = {1 << 31: "folder", 1 << 27: "symlink", 0: "file"}
+_GO_TYPE_BITS = 0x8F280000
 _CHUNK = 65536
+_ARCHIVE_CHUNK = 1 << 20
 _EXIT_GRACE_SECONDS = 2.0
 _STOP_GRACE_SECONDS = 1
 _POLL_SECONDS = 0.02
@@ -368,6 +379,64 @@ class Engine:
                 return "its container was restarted to end it"
         except EvidenceError as error:
             return f"it may still run: {error}"
+
+    @contextlib.contextmanager
+    def scratch_container(self, image_id: ImageId, run_id: RunId) -> Iterator[ContainerId]:
+        """Create a container of an image, never started and without network; yield its ID; remove it afterwards.
+
+        It bears the label `imagefresh.content`. It is removed with its volumes whatever happens; where that fails
+        although all else went well, EvidenceError names it.
+        """
+        handle = f"imagefresh-content-{secrets.token_hex(8)}"
+        try:
+            container_id = self._create_scratch(handle, image_id, run_id)
+            handle = container_id.hex
+            yield container_id
+        except BaseException:
+            # What went wrong first is what the caller wants to hear.
+            with contextlib.suppress(EvidenceError):
+                self._remove_container(handle)
+            raise
+        self._remove_container(handle)
+
+    def _create_scratch(self, name: str, image_id: ImageId, run_id: RunId) -> ContainerId:
+        with _asking(self.socket, f"a container of image {image_id}"):
+            created = self.client.api.create_container(
+                image_id.digest,
+                # An image may have no command of its own, and the engine wants one.
+                command=["never-started"],
+                name=name,
+                labels={CONTENT_LABEL: run_id.text},
+                network_disabled=True,
+                host_config=self.client.api.create_host_config(network_mode="none"),
+            )
+        return ContainerId(_text(created["Id"]))
+
+    def _remove_container(self, handle: str) -> None:
+        with _asking(self.socket, f"the removal of container {handle}"), contextlib.suppress(docker.errors.NotFound):
+            self.client.api.remove_container(handle, v=True, force=True)
+
+    def read_place(self, container_id: ContainerId, path: str) -> Place:
+        """Return what a container has at an absolute path, symlinks at its end not followed."""
+        api = self.client.api
+        url = f"{api.base_url}/v{api.api_version}/containers/{container_id}/archive"
+        with _asking(self.socket, f"{path!r} in container {container_id}"):
+            answer = api.head(url, params={"path": path}, timeout=self._timeout)
+            if answer.status_code == http.HTTPStatus.NOT_FOUND:
+                return Place("")
+            answer.raise_for_status()
+            stat = json.loads(base64.b64decode(answer.headers[_PATH_STAT]))
+            return Place(_GO_TYPES.get(int(stat["mode"]) & _GO_TYPE_BITS, "other"), _text(stat["linkTarget"]))
+
+    def read_archive(self, container_id: ContainerId, path: str, *, timeout: float) -> Iterator[bytes]:
+        """Yield the tar archive of a folder of a container as it comes. `timeout` is in seconds, for all of it."""
+        deadline = time.monotonic() + timeout
+        with _asking(self.socket, f"the files of {path!r} in container {container_id}"):
+            chunks, _ = self.client.api.get_archive(container_id.hex, path, chunk_size=_ARCHIVE_CHUNK)
+            for chunk in chunks:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"not all of it came within {timeout:g} s; raise timeouts.content")
+                yield chunk
 
     @contextlib.contextmanager
     def unlabelled_image(self, tag: str) -> Iterator[ImageId]:

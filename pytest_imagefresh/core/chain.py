@@ -15,6 +15,7 @@ class Link(enum.Enum):
     """The closed set of links, in the order in which they are proven. Each is one gate test and one proof."""
 
     REBUILT = "rebuilt from the validated revision"
+    CONTENT = "image holds the commit's files"
     CONTAINER = "container runs the built image"
     PORT = "container answers on its own port"
     CHECK = "staging check passed"

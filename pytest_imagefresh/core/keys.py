@@ -179,16 +179,24 @@ def _is_pin(text: str) -> bool:
     return not text or bool(_VARIABLE.fullmatch(text) and not _TAKEN_VARIABLE.fullmatch(text))
 
 
+def _is_normal(path: str) -> bool:
+    """Say whether a path is written in the one way that it is compared in: no `//`, no `/.`, no slash at the end."""
+    return posixpath.normpath(path) == path and not path.startswith("//")
+
+
 def _is_content(table: Mapping[str, str]) -> bool:
     """Say whether each folder in the image, absolute and not the root, stands for a folder of the commit."""
-    return all(_is_host_folder(inside) and posixpath.normpath(inside) not in ("/", "//") for inside in table) and all(
-        _is_below(folder) for folder in table.values()
+    return all(_is_host_folder(inside) and _is_normal(inside) and inside != "/" for inside in table) and all(
+        _is_below(folder) and _is_normal(folder) for folder in table.values()
     )
 
 
 def _are_ignored(patterns: list[str]) -> bool:
     """Say whether every pattern names something: one of wildcards alone would ignore all content."""
-    return all(_is_below(pattern) and re.search(r"[A-Za-z0-9]", pattern) for pattern in patterns)
+    return all(
+        _is_below(pattern) and _is_normal(pattern) and re.search(r"[A-Za-z0-9]", re.sub(r"\[.*?\]", "", pattern))
+        for pattern in patterns
+    )
 
 
 def _are_words(words: list[str]) -> bool:
@@ -245,6 +253,7 @@ KEYS: dict[str, Key] = {
     "timeouts.build": _BOUND,
     "timeouts.health": _BOUND,
     "timeouts.check": _BOUND,
+    "timeouts.content": _BOUND,
     "signing.key": Key(Kind.TEXT, "the path of a key file on this machine", _is_printable),
     "signing.principal": Key(Kind.TEXT, "a principal of allowed_signers, without wildcards", _matches(_PRINCIPAL)),
     "targets.*.repo": _REPO,
@@ -303,7 +312,10 @@ KEYS: dict[str, Key] = {
         True,
     ),
     "targets.*.content": Key(
-        Kind.TABLE, "a table in the settings file: absolute folder in the image = folder of the commit", _is_content
+        Kind.TABLE,
+        "a table in the settings file: absolute folder in the image = folder of the commit, without '..', '//' or a "
+        "slash at the end",
+        _is_content,
     ),
     "targets.*.content_ignore": Key(
         Kind.LIST, "a list of relative paths or patterns, none of wildcards alone", _are_ignored

@@ -42,6 +42,7 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     build: float = 1200
     health: float = 60
     check: float = 300
+    content: float = 300
 
 
 class Signing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -128,7 +129,9 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     prod: Prod
     build: Build
     content: dict[str, str] = {}
+    """Absolute folder in the image -> folder of the commit, "." for all of it. Both without slash at the end."""
     content_ignore: tuple[str, ...] = ()
+    """What may be there in addition; see `core.content.is_ignored`."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

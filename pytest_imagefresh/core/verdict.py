@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from pytest_imagefresh.core.content import Content, some_of
 from pytest_imagefresh.core.errors import EvidenceError, Refused
 from pytest_imagefresh.core.evidence import (
     Anchor,
@@ -117,6 +118,44 @@ def check_rebuilt(
 def check_label(image: Image, revision: Revision) -> Verdict:
     """Accept the image whose own revision label is the validated revision."""
     return compare(f"revision label of {image.id}", revision, image.revision_label, image.id)
+
+
+def check_content(content: Content | None, image_id: ImageId) -> Verdict:
+    """Accept the image that holds every declared file of the commit, and beside them only what may be added.
+
+    None stands for a target that declares no content; the proof then says so.
+    """
+    if content is None:
+        reason = "no content is declared: the files of the image were not compared; add a table content to the target"
+        return Verdict(reason, image_id, "no content declared", "no content declared")
+    wanted = f"{len(content.expected)} file{'s' if len(content.expected) != 1 else ''} of the commit"
+    misplaced, differences = content.misplaced(), content.differences()
+    if misplaced:
+        return Verdict(
+            f"the image does not have the declared content: {some_of(misplaced)}; expected a folder; look at the "
+            "Dockerfile and .dockerignore, or declare the folder that a symlink leads to",
+            None,
+            wanted,
+            some_of(misplaced),
+        )
+    if differences:
+        return Verdict(
+            f"the image differs from the commit: {some_of(differences)}; expected {wanted} and no others; look at the "
+            "Dockerfile and .dockerignore, or list in content_ignore what may be added",
+            None,
+            wanted,
+            some_of(differences),
+        )
+    return Verdict(f"the image holds {wanted}{_added(content)}", image_id, wanted, f"{wanted}{_added(content)}")
+
+
+def _added(content: Content) -> str:
+    """Return the words that tell what the image may have in addition, and has; "" where nothing may be added."""
+    if not content.ignore:
+        return ""
+    additions = content.additions()
+    named = f": {some_of(additions)}" if additions else ""
+    return f", and {len(additions)} more that content_ignore allows ({', '.join(content.ignore)}){named}"
 
 
 def check_container(container: Container | None, expected: ImageId) -> Verdict:

@@ -234,8 +234,8 @@ GOOD: dict[str, list[object]] = {
     "targets.*.staging.overrides.environment": [[], ["PYTHONPATH", "LD_PRELOAD"]],
     "targets.*.build.context": [".", "services/web"],
     "targets.*.build.args": [{}, {"BASE": "debian:12", "EMPTY": ""}],
-    "targets.*.content": [{}, {"/app/src": "src", "/app/x/": "."}],
-    "targets.*.content_ignore": [[], ["__pycache__", "*.pyc", "logs/*.txt"]],
+    "targets.*.content": [{}, {"/app/src": "src", "/app/x": ".", "/app/src/in it": "a/b"}],
+    "targets.*.content_ignore": [[], ["__pycache__", "*.pyc", "logs/*.txt", "[a-z]*.log"]],
 }
 
 TEXT: list[object] = [1, True, 1.5, [], ["x"], {}, None]
@@ -281,7 +281,7 @@ BAD: dict[str, list[object]] = {
     "host.docker_host": [*TEXT, "", "tcp://h:2375", "ssh://h", "/x.sock", "unix://x", "unix:///a/../b"],
     "host.docker_config": ["x", 1, "/a/../b"],
     "host.engine_id": [*TEXT, "", "*", "a b"],
-    **{f"timeouts.{name}": [*SECONDS, 0, 0.0] for name in ("git", "inspect", "build", "health", "check")},
+    **{f"timeouts.{name}": [*SECONDS, 0, 0.0] for name in ("git", "inspect", "build", "health", "check", "content")},
     "signing.key": FILE_HERE,
     "signing.principal": [*TEXT, "", "*", "a*", "a b", "!x", "a,b"],
     "targets.*.repo": REPO,
@@ -340,8 +340,27 @@ BAD: dict[str, list[object]] = {
         {"/app": "/src"},
         {"/app": "../src"},
         {"/app": ""},
+        {"/app/": "src"},
+        {"//app": "src"},
+        {"/app/./x": "src"},
+        {"/app": "src/"},
+        {"/app": "./src"},
+        {"/app": "a//b"},
     ],
-    "targets.*.content_ignore": [*LIST, [""], ["*"], ["**"], ["**/*"], ["."], ["/x"], ["../x"]],
+    "targets.*.content_ignore": [
+        *LIST,
+        [""],
+        ["*"],
+        ["**"],
+        ["**/*"],
+        ["."],
+        ["/x"],
+        ["../x"],
+        ["x/"],
+        ["a//b"],
+        ["[a-z]*"],
+        ["[!x]*/?"],
+    ],
 }
 
 

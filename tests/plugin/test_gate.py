@@ -158,6 +158,35 @@ def test_a_test_that_proves_nothing_proves_nothing(gate_folder: GateFolder) -> N
     assert ended.says("not proven: shop: image carries the validated revision")
 
 
+@pytest.mark.parametrize(
+    ("folder", "faults", "files", "sentence"),
+    [
+        ("/app", (), 'content_ignore = ["*.log"]', ""),
+        ("/app", ("image-has-more",), 'content_ignore = ["*.log"]', ""),
+        (
+            "/app",
+            ("image-has-more",),
+            "",
+            r"the image differs from the commit: /app/debug.log \(extra\); expected 1 ",
+        ),
+        ("/srv", (), "", "the image does not have the declared content: /srv is not there; expected a folder"),
+    ],
+    ids=str,
+)
+def test_declared_content_is_compared(
+    gate_folder: GateFolder, folder: str, faults: tuple[str, ...], files: str, sentence: str
+) -> None:
+    with (gate_folder.path / "imagefresh.toml").open("a") as settings:
+        settings.write(f'[targets.shop]\n{files}\n[targets.shop.content]\n"{folder}" = "."\n')
+    ended = gate_folder.gate(faults=faults)
+    assert ended.status == (1 if sentence else 0), ended
+    assert ended.says(f"^{sentence}")
+    proven = {proof["link"]: proof["reason"] for proof in record(gate_folder)["proofs"]}
+    assert sentence or proven["CONTENT"].startswith("the image holds 1 file of the commit, and ")
+    evidence = [path.read_text() for path in gate_folder.path.glob(".imagefresh/shop/*/shop/content.txt")]
+    assert ("/app/debug.log (extra)\n" in "".join(evidence)) is ("extra" in sentence)
+
+
 def test_an_own_gate_test_belongs_to_the_gate(gate_folder: GateFolder) -> None:
     own = """
 import pytest

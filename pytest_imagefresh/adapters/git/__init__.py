@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pytest_imagefresh.adapters.git.anchor import parse_gate_revision, read_anchor
 from pytest_imagefresh.adapters.git.clone import find_clone
+from pytest_imagefresh.adapters.git.content import read_content
 from pytest_imagefresh.adapters.git.tree import FILE_LIMIT, read_tree_files
 
-__all__ = ["FILE_LIMIT", "find_clone", "parse_gate_revision", "read_anchor", "read_tree_files"]
+__all__ = ["FILE_LIMIT", "find_clone", "parse_gate_revision", "read_anchor", "read_content", "read_tree_files"]

@@ -1,30 +1,22 @@
-"""Small files of a commit, as the commit has them: no checkout, no filters."""
+"""Files of a commit, as the commit has them: no checkout, no filters."""
 
 from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pytest_imagefresh.adapters.git.plumbing import Git, check_hash, git_on, read_objects
+from pytest_imagefresh.core.content import SYMLINK, File
 from pytest_imagefresh.core.errors import EvidenceError, Refused
 from pytest_imagefresh.core.identity import Revision
 
 FILE_LIMIT = 1024 * 1024
 """Bytes of the largest file that is read."""
 
-_SYMLINK = "120000"
 _LINK_HOPS = 8
 _NEVER_LEFT_OUT = ("compose.", "docker-compose.", ".env")
-
-
-@dataclass(frozen=True)
-class _Entry:
-    mode: str
-    """100644, 100755 or 120000."""
-    id: str
 
 
 def read_tree_files(
@@ -40,35 +32,37 @@ def read_tree_files(
     git = git_on(clone, timeout)
     entries = _list_tree(git, revision)
     wanted = {path: _resolve(git, path, entries) for path in entries if select(path)}
-    ids = {path: entry.id for path, entry in wanted.items() if entry is not None}
+    ids = {path: entry.blob for path, entry in wanted.items() if entry is not None}
     small = _small_enough(git, ids)
     contents = _read_blobs(git, sorted({ids[path] for path in small}))
     return {path: contents[ids[path]] for path in small}
 
 
-def _list_tree(git: Git, revision: Revision) -> dict[str, _Entry]:
-    """Return the blobs of a commit by path; submodules have none. Source: git-ls-tree(1)."""
-    output = git.read("ls-tree", "-r", "-z", "--full-tree", revision.hex)
-    entries: dict[str, _Entry] = {}
+def _list_tree(git: Git, revision: Revision) -> dict[str, File]:
+    """Return the blobs of a commit by path; submodules have none."""
+    return {path: File(mode, id) for kind, mode, id, path in list_entries(git, revision.hex) if kind == "blob"}
+
+
+def list_entries(git: Git, revision: str, *options: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield kind, mode, ID and path of all that a commit holds, however deep. Source: git-ls-tree(1)."""
+    output = git.read("ls-tree", "-r", *options, "-z", "--full-tree", revision)
     for record in output.split(b"\0")[:-1]:
         words, tab, path = record.partition(b"\t")
         mode, _, rest = words.decode(errors="replace").partition(" ")
         kind, _, object_id = rest.partition(" ")
         if not tab or not object_id:
             raise EvidenceError(f"git ls-tree on {git.folder} printed {record[:200]!r}, expected an entry; check git")
-        if kind == "blob":
-            entries[os.fsdecode(path)] = _Entry(mode, object_id)
-    return entries
+        yield kind, mode, object_id, os.fsdecode(path)
 
 
-def _resolve(git: Git, path: str, entries: Mapping[str, _Entry]) -> _Entry | None:
+def _resolve(git: Git, path: str, entries: Mapping[str, File]) -> File | None:
     """Return the file behind a path, through symlinks of the commit; None where they lead to no file."""
     place = path
     for _ in range(_LINK_HOPS):
         entry = entries.get(place)
-        if entry is None or entry.mode != _SYMLINK:
+        if entry is None or entry.mode != SYMLINK:
             return entry
-        target = os.fsdecode(_read_blobs(git, [entry.id])[entry.id])
+        target = os.fsdecode(_read_blobs(git, [entry.blob])[entry.blob])
         place = posixpath.normpath(posixpath.join(posixpath.dirname(place), target))
         if place.startswith(("/", "../")) or place == "..":
             raise Refused(
