@@ -6,7 +6,7 @@ import time
 
 from pytest_imagefresh.adapters.archive import read_archive
 from pytest_imagefresh.adapters.engine import Engine
-from pytest_imagefresh.core.content import Content, File, Tree, expect_content, folders_of, outermost
+from pytest_imagefresh.core.content import Content, File, Place, Tree, expect_content, folders_of, outermost
 from pytest_imagefresh.core.identity import ContainerId, ImageId, RunId
 from pytest_imagefresh.core.settings import Target
 
@@ -21,11 +21,21 @@ def read_image_content(
     """
     expected = expect_content(target.content, tree)
     with engine.scratch_container(image_id, run_id) as container_id:
-        places = {path: engine.read_place(container_id, path) for path in folders_of(target.content)}
+        places = _read_places(engine, container_id, target)
         sound = all(place.kind == "folder" for place in places.values())
         # What lies behind a symlink is not read: it would be another folder than the one that is declared.
         observed = _read_folders(engine, container_id, target, timeout) if sound else {}
     return Content(target.content, target.content_ignore, places, expected, observed)
+
+
+def _read_places(engine: Engine, container_id: ContainerId, target: Target) -> dict[str, Place]:
+    """Return what is at each declared folder and above, outer ones first, up to the first that is no folder."""
+    places: dict[str, Place] = {}
+    for path in folders_of(target.content):
+        places[path] = engine.read_place(container_id, path)
+        if places[path].kind != "folder":
+            break
+    return places
 
 
 def _read_folders(engine: Engine, container_id: ContainerId, target: Target, timeout: float) -> dict[str, File]:

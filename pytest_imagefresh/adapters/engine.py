@@ -410,7 +410,7 @@ class Engine:
                 network_disabled=True,
                 host_config=self.client.api.create_host_config(network_mode="none"),
             )
-        return ContainerId(_text(created["Id"]))
+            return ContainerId(_text(created["Id"]))
 
     def _remove_container(self, handle: str) -> None:
         with _asking(self.socket, f"the removal of container {handle}"), contextlib.suppress(docker.errors.NotFound):

@@ -53,7 +53,7 @@ class Content:
     """Absolute folder in the image -> folder of the commit."""
     ignore: Sequence[str]
     places: Mapping[str, Place]
-    """What the image has at each declared folder and at every folder above, by absolute path."""
+    """What the image has at each declared folder and above, by absolute path, up to the first that is no folder."""
     expected: Tree
     """By absolute path in the image."""
     observed: Tree

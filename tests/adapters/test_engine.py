@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import http.client
+import io
+import itertools
 import json
 import secrets
 import socket
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from pytest_imagefresh.adapters.archive import read_archive
 from pytest_imagefresh.adapters.engine import (
     OUTPUT_LIMIT,
     Engine,
@@ -24,15 +29,17 @@ from pytest_imagefresh.adapters.engine import (
     parse_image,
     publishes,
 )
+from pytest_imagefresh.core.content import EXECUTABLE, PLAIN, SPECIAL, SYMLINK, File
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError
 from pytest_imagefresh.core.evidence import REVISION_LABEL, Container, Image, Mount, Port
-from pytest_imagefresh.core.identity import ContainerId, ImageId
+from pytest_imagefresh.core.identity import ContainerId, ImageId, RunId
 from pytest_imagefresh.core.settings import Prod
 from tests import support
 
 RECORDED = Path(__file__).parent / "recorded"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 NOBODY = ContainerId("0" * 64)
+RUN_ID = RunId("20260102T030405Z-89abcdef")
 
 
 def recorded(name: str) -> dict[str, Any]:
@@ -618,6 +625,113 @@ def test_an_unlabelled_image_needs_a_full_reference(connected: Engine, tag: str)
         pytest.fail("the reference was taken")
 
 
+# --- the files of an image
+
+ODD = {"plain": b"one", "odd \n name": b"", "\udcff\udcfe": b"bytes", "ü": b"u", "volume/seed": b"two"}
+LONG = "long/" * 50 + "name"
+
+
+def image_tar(path: Path) -> Path:
+    """Write the files of an image that holds every kind below /app/src; return the archive's path."""
+    with tarfile.open(path, "w", encoding="utf-8", errors="surrogateescape") as archive:
+        for name, content in {**ODD, LONG: b"deep", "big": bytes(3 << 20)}.items():
+            add(archive, f"app/src/{name}", size=len(content), content=content)
+        add(archive, "app/src/run", mode=0o755)
+        add(archive, "app/src/again", type=tarfile.LNKTYPE, linkname="app/src/run", mode=0o755)
+        add(archive, "app/src/link", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+        add(archive, "app/src/pipe", type=tarfile.FIFOTYPE)
+        add(archive, "app/src/empty", type=tarfile.DIRTYPE, mode=0o755)
+        add(archive, "alias", type=tarfile.SYMTYPE, linkname="app")
+    return path
+
+
+def add(archive: tarfile.TarFile, name: str, *, content: bytes = b"", **attributes: object) -> None:
+    """Add one member to an archive."""
+    info = tarfile.TarInfo(name)
+    for key, value in attributes.items():
+        setattr(info, key, value)
+    archive.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def odd_image(engine: support.Engine, unique: str, tmp_path: Path) -> Iterator[ImageId]:
+    """An image that holds every kind of file, with a volume among them."""
+    archive = image_tar(tmp_path / "image.tar")
+    yield ImageId(engine.docker("import", "--change", "VOLUME /app/src/volume", archive, f"{unique}:odd"))
+    engine.docker("image", "rm", f"{unique}:odd")
+
+
+def test_every_file_of_an_image_is_read_as_git_names_it(connected: Engine, odd_image: ImageId) -> None:
+    with connected.scratch_container(odd_image, RUN_ID) as container_id:
+        files = read_archive(connected.read_archive(container_id, "/app/src", timeout=30), "x")
+    plain = {name: File(PLAIN, blob(content)) for name, content in {**ODD, LONG: b"deep"}.items()}
+    run = File(EXECUTABLE, blob(b""))
+    special = {"link": File(SYMLINK, blob(b"/etc/passwd")), "pipe": File(SPECIAL, "")}
+    assert files == {**plain, **special, "run": run, "again": run, "big": File(PLAIN, blob(bytes(3 << 20)))}
+
+
+def blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def test_places_are_told_by_kind_and_symlinks_not_followed(connected: Engine, odd_image: ImageId) -> None:
+    with connected.scratch_container(odd_image, RUN_ID) as container_id:
+        paths = ("/app", "/app/src/plain", "/alias", "/app/src/pipe", "/nowhere", "/app/src/empty")
+        kinds = {path: connected.read_place(container_id, path).kind for path in paths}
+        assert list(kinds.values()) == ["folder", "file", "symlink", "other", "", "folder"], kinds
+        assert connected.read_place(container_id, "/alias").leads_to == "/app"
+
+
+def test_a_scratch_container_never_runs_and_leaves_nothing(
+    connected: Engine, engine: support.Engine, odd_image: ImageId
+) -> None:
+    shape = '{{.State.Status}} {{.HostConfig.NetworkMode}} {{index .Config.Labels "imagefresh.content"}}'
+    with connected.scratch_container(odd_image, RUN_ID) as container_id:
+        assert engine.docker("inspect", "--format", shape, container_id.hex) == f"created none {RUN_ID}"
+        volume = engine.docker("inspect", "--format", "{{(index .Mounts 0).Name}}", container_id.hex)
+        assert engine.docker("volume", "ls", "--quiet", "--filter", f"name={volume}") == volume
+    assert connected.read_container(container_id.hex) is None
+    assert engine.docker("volume", "ls", "--quiet", "--filter", f"name={volume}") == ""
+
+
+def test_a_scratch_container_is_removed_whatever_happens(connected: Engine, odd_image: ImageId) -> None:
+    seen: list[str] = []
+
+    def interrupted() -> None:
+        with connected.scratch_container(odd_image, RUN_ID) as container_id:
+            seen.append(container_id.hex)
+            next(connected.read_archive(container_id, "/app/src", timeout=30))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert connected.read_container(seen[0]) is None
+
+
+def test_a_scratch_container_may_be_removed_by_others(
+    connected: Engine, engine: support.Engine, odd_image: ImageId
+) -> None:
+    with connected.scratch_container(odd_image, RUN_ID) as container_id:
+        engine.docker("container", "rm", "--volumes", container_id.hex)
+        with pytest.raises(EvidenceError, match="the files of '/app/src' in container"):
+            list(connected.read_archive(container_id, "/app/src", timeout=30))
+
+
+def test_an_image_that_is_gone_has_no_content(connected: Engine) -> None:
+    with (
+        pytest.raises(EvidenceError, match="a container of image"),
+        connected.scratch_container(ImageId("sha256:" + "0" * 64), RUN_ID),
+    ):
+        pytest.fail("there is no such image")
+
+
+def test_reading_an_image_is_bounded(connected: Engine, odd_image: ImageId) -> None:
+    with connected.scratch_container(odd_image, RUN_ID) as container_id:
+        chunks = connected.read_archive(container_id, "/app/src", timeout=0)
+        with pytest.raises(EvidenceError, match=r"not all of it came within 0 s; raise timeouts.content"):
+            read_archive(chunks, "x")
+
+
 # --- an engine that does not answer
 
 
@@ -688,10 +802,12 @@ def every_question(connected: Engine, container_id: ContainerId) -> dict[str, Ca
         "exec": lambda: connected.run_in_container(container_id, ["true"], timeout=1),
         "log": lambda: connected.logs_tail(container_id, 1),
         "unlabelled": lambda: connected.unlabelled_image("x:y").__enter__(),
+        "scratch": lambda: connected.scratch_container(ImageId("sha256:" + "0" * 64), RUN_ID).__enter__(),
+        "archive": lambda: read_archive(connected.read_archive(container_id, "/app", timeout=1), "x"),
     }
 
 
-QUESTIONS = ["image", "container", "project", "production", "exec", "log", "unlabelled"]
+QUESTIONS = ["image", "container", "project", "production", "exec", "log", "unlabelled", "scratch", "archive"]
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -708,6 +824,21 @@ def test_an_engine_lost_between_two_calls_is_no_evidence(relay: Relay, fault: st
         ):
             every_question(connected, NOBODY)[question]()
         assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("fault", ["hang", "cut"])
+def test_an_engine_lost_in_the_middle_of_an_archive_is_no_evidence(
+    relay: Relay, fault: str, connected: Engine, odd_image: ImageId
+) -> None:
+    with (
+        connected.scratch_container(odd_image, RUN_ID) as container_id,
+        contextlib.closing(connect_engine(relay.path, timeout=0.5)) as lost,
+    ):
+        chunks = lost.read_archive(container_id, "/app/src", timeout=30)
+        first = next(chunks)
+        relay.mode = fault
+        with pytest.raises(EvidenceError, match="the files of '/app/src' in container"):
+            read_archive(itertools.chain([first], chunks), "x")
 
 
 @pytest.mark.parametrize("fault", ["hang", "cut"])
