@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from pytest_imagefresh.core.content import Content
-from pytest_imagefresh.core.evidence import Answer, CheckResult, Container, HookReport, Image
+from pytest_imagefresh.core.evidence import Answer, CheckResult, Container, HookReport, Image, PortOwner, Silence
+from pytest_imagefresh.core.port import check_port, check_silence
 from pytest_imagefresh.core.running import check_runs_as_built
 from pytest_imagefresh.core.settings import Target
 from pytest_imagefresh.core.tap import TapSummary
-from pytest_imagefresh.core.verdict import check_content, check_port, check_rebuilt, check_staging_check
+from pytest_imagefresh.core.verdict import check_content, check_rebuilt, check_staging_check
 from pytest_imagefresh.fixtures import Prove
 from pytest_imagefresh.run import TargetRun
 
@@ -39,10 +42,22 @@ def test_container_runs_built_image(
 
 @pytest.mark.link("PORT")
 def test_container_answers_on_its_own_port(
-    prove: Prove, target: Target, staging_container: Container, staging_answer: Answer
+    prove: Prove,
+    target: Target,
+    staging_container: Container,
+    staging_answer: Answer,
+    port_owners: Sequence[PortOwner],
 ) -> None:
-    """The staging port belongs to this container, and its health path says HTTP 200."""
-    prove(check_port(staging_container, target.staging.port, staging_answer))
+    """The staging port belongs to this container alone, and its health path says HTTP 200."""
+    prove(check_port(staging_container, target.staging.port, staging_answer, port_owners))
+
+
+@pytest.mark.link("SILENCE")
+def test_port_falls_silent_with_the_container(
+    prove: Prove, target: Target, staging_container: Container, silence: Silence | None, staging_image: Image
+) -> None:
+    """While the container is paused for a moment, nobody answers on its port; afterwards it does again."""
+    prove(check_silence(silence, staging_container, target.staging.port, staging_image.id))
 
 
 @pytest.mark.link("CHECK")

@@ -11,14 +11,13 @@ from pytest_docker.plugin import DockerComposeExecutor, Services
 from pytest_imagefresh.adapters.compose import compose_binaries
 from pytest_imagefresh.core.errors import EvidenceError
 from pytest_imagefresh.core.evidence import Container
-from pytest_imagefresh.core.settings import Target
 from pytest_imagefresh.run import TargetRun
 
 
 @pytest.fixture(scope="session")
-def docker_ip(target_run: TargetRun, target: Target) -> str:
+def docker_ip(staging_end: tuple[str, int]) -> str:
     """The address that reaches staging from this machine."""
-    return target_run.run.host.reach(target.staging.port)[0]
+    return staging_end[0]
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,22 @@ from pytest_imagefresh.adapters.http import read_answer
 from pytest_imagefresh.core.chain import Link, Proof
 from pytest_imagefresh.core.content import Content
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError, Refused
-from pytest_imagefresh.core.evidence import Answer, CheckResult, Container, HookReport, Image, Production
+from pytest_imagefresh.core.evidence import (
+    Answer,
+    CheckResult,
+    Container,
+    HookReport,
+    Image,
+    PortOwner,
+    Production,
+    Silence,
+)
 from pytest_imagefresh.core.identity import ImageId, Revision
+from pytest_imagefresh.core.port import own_address
 from pytest_imagefresh.core.settings import Target
 from pytest_imagefresh.core.tap import TapSummary, read_tap
 from pytest_imagefresh.core.verdict import Verdict
+from pytest_imagefresh.pause import read_silence
 from pytest_imagefresh.plugin import GATE
 from pytest_imagefresh.run import TargetRun
 
@@ -129,26 +140,32 @@ def staging_container(target_run: TargetRun, target: Target, rebuild: HookReport
 
 
 @pytest.fixture(scope="session")
-def staging_url(target_run: TargetRun, target: Target, staging_container: Container) -> str:  # noqa: ARG001
+def staging_end(target_run: TargetRun, target: Target, staging_container: Container) -> tuple[str, int]:
+    """Address and port that reach staging from this machine, over ssh too."""
+    port = target.staging.port
+    return target_run.run.host.reach(port, own_address(staging_container, port))
+
+
+@pytest.fixture(scope="session")
+def staging_url(staging_end: tuple[str, int]) -> str:
     """`http://address:port` that reaches staging from this machine, over ssh too; no slash at the end."""
-    address, port = target_run.run.host.reach(target.staging.port)
-    return f"http://{address}:{port}"
+    address, port = staging_end
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
 @pytest.fixture(scope="session")
 def staging_answer(
     target_run: TargetRun,
     target: Target,
-    staging_container: Container,  # noqa: ARG001
+    staging_end: tuple[str, int],
     docker_services: Services,
 ) -> Answer:
     """What staging's health path answers: HTTP 200 as soon as it does, else the last thing it said within the bound."""
-    address, port = target_run.run.host.reach(target.staging.port)
     bounds = target_run.settings.timeouts
     answers: list[Answer] = []
 
     def healthy() -> bool:
-        answers[:] = [read_answer(address, port, target.staging.health_path, timeout=bounds.inspect)]
+        answers[:] = [read_answer(*staging_end, target.staging.health_path, timeout=bounds.inspect)]
         return answers[0].status == 200
 
     try:
@@ -157,6 +174,26 @@ def staging_answer(
         if not answers:
             raise EvidenceError(f"staging was never asked: {error}; raise timeouts.health") from error
     return answers[0]
+
+
+@pytest.fixture(scope="session")
+def port_owners(target_run: TargetRun, target: Target, staging_answer: Answer) -> tuple[PortOwner, ...]:  # noqa: ARG001
+    """Every container that publishes the staging port, now that something answers there."""
+    return target_run.run.engine.read_port_owners(target.staging.port)
+
+
+@pytest.fixture(scope="session")
+def silence(
+    target_run: TargetRun, target: Target, staging_container: Container, staging_answer: Answer
+) -> Silence | None:
+    """What came from the staging port while its container was paused; None where the pause proof is switched off."""
+    if not target.staging.pause_proof:
+        return None
+    if staging_answer.status != 200:
+        raise Refused(
+            f"{staging_answer.url} does not answer HTTP 200: there is nothing to silence; correct the service"
+        )
+    return read_silence(target_run, staging_container)
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+from pytest_imagefresh.adapters.command import Completed
 from pytest_imagefresh.core.content import Place
 from pytest_imagefresh.core.errors import EvidenceError
-from pytest_imagefresh.core.evidence import CheckResult, Container, HookReport, Image, Port, Production
+from pytest_imagefresh.core.evidence import CheckResult, Container, HookReport, Image, Port, PortOwner, Production
 from pytest_imagefresh.core.identity import ContainerId, ImageId, RunId
 from pytest_imagefresh.core.settings import Prod
 
@@ -136,6 +137,28 @@ class FakeEngine:
         yield found.id
         del self.world.images[name], self.world.images[found.id.digest]
 
+    def read_port_owners(self, port: int) -> tuple[PortOwner, ...]:
+        return tuple(
+            PortOwner(each.id, each.name, bound.host_ip)
+            for each in self.world.containers.values()
+            for bound in each.ports
+            if bound.host_port == port
+        )
+
+    @contextmanager
+    def paused(self, container_id: ContainerId) -> Iterator[None]:
+        running = self.read_container(container_id.hex)
+        if running is None:
+            raise EvidenceError(f"no container {container_id}; start it")
+        self.world.containers[running.name] = replace(running, status="paused")
+        if "answers-while-paused" not in self.world.faults:
+            SERVES.clear()
+        try:
+            yield
+        finally:
+            SERVES.set()
+            self.world.containers[running.name] = running
+
     def close(self) -> None:
         pass
 
@@ -148,8 +171,19 @@ class FakeHost:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def reach(self, port: int) -> tuple[str, int]:
+    def reach(self, port: int, address: str = "127.0.0.1") -> tuple[str, int]:
         return "127.0.0.1", self.world.port
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        stdin: bytes = b"",
+        on_line: Callable[[str], None] | None = None,
+    ) -> Completed:
+        confirmed = b"" if "no-deadman" in self.world.faults else b"armed 1\n"
+        return Completed(tuple(argv), 0, confirmed, b"")
 
     def engine_socket(self) -> str:
         return "/fake.sock"
@@ -193,6 +227,10 @@ class FakeHook:
         container = self.world.start(variables["STAGING_CONTAINER"], found, int(variables["TARGET_PORT"]))
         if "other-image-runs" in self.world.faults:
             self.world.containers[container.name] = replace(container, image_id=ImageId("sha256:" + "e" * 64))
+        if "command-replaced" in self.world.faults:
+            self.world.containers[container.name] = replace(container, argv=("sh",))
+        if "port-shared" in self.world.faults:
+            self.world.start("old", found, int(variables["TARGET_PORT"]))
         if "touches-production" in self.world.faults:
             self.world.start("shop", found, 8500)
         return self._built(revision, found.id.digest, container.id.hex)
@@ -229,8 +267,15 @@ class FakeHook:
         return "" if found.revision_label == expected else "revision-mismatch"
 
 
+SERVES = threading.Event()
+"""Whether the server answers; it does until its container is paused."""
+
+SERVES.set()
+
+
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        SERVES.wait()
         self.send_response(200)
         self.end_headers()
 

@@ -20,7 +20,16 @@ import docker.errors
 
 from pytest_imagefresh.core.content import Place
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError
-from pytest_imagefresh.core.evidence import REVISION_LABEL, CheckResult, Container, Image, Mount, Port, Production
+from pytest_imagefresh.core.evidence import (
+    REVISION_LABEL,
+    CheckResult,
+    Container,
+    Image,
+    Mount,
+    Port,
+    PortOwner,
+    Production,
+)
 from pytest_imagefresh.core.identity import ContainerId, ImageId, RunId
 from pytest_imagefresh.core.settings import Prod
 
@@ -302,6 +311,35 @@ class Engine:
                 containers.append(parse_container(attrs))
         image = self.read_image(prod_image)
         return Production(tuple(sorted(containers, key=lambda each: each.id.hex)), image.id if image else None)
+
+    def read_port_owners(self, port: int) -> tuple[PortOwner, ...]:
+        """Return every container that publishes a TCP port of the host now, once per address."""
+        with _asking(self.socket, f"the owners of port {port}"):
+            return tuple(
+                PortOwner(ContainerId(each["Id"]), _text(each["Names"][0]).removeprefix("/"), bound.get("IP") or "")
+                for each in self.client.api.containers()
+                for bound in each.get("Ports") or ()
+                if bound.get("PublicPort") == port and bound.get("Type") == "tcp"
+            )
+
+    @contextlib.contextmanager
+    def paused(self, container_id: ContainerId) -> Iterator[None]:
+        """Pause a running container for as long as the body lasts; it runs again afterwards, whatever happens."""
+        try:
+            with _asking(self.socket, f"a pause of container {container_id}"):
+                self.client.api.pause(container_id.hex)
+            yield
+        finally:
+            self._unpause(container_id)
+
+    def _unpause(self, container_id: ContainerId) -> None:
+        with _asking(self.socket, f"an end of the pause of container {container_id}"):
+            try:
+                self.client.api.unpause(container_id.hex)
+            except docker.errors.APIError:
+                # Somebody else was faster, or the pause never came.
+                if self.client.api.inspect_container(container_id.hex)["State"]["Paused"]:
+                    raise
 
     def _inspect(self, kind: str, name: str, inspect: Callable[[str], Any]) -> Mapping[str, Any] | None:
         """Return the engine's JSON; None only for its own words `No such ...`, never for any other 404."""

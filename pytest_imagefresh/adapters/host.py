@@ -15,6 +15,8 @@ from pytest_imagefresh.adapters.command import Completed
 from pytest_imagefresh.core import settings
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError
 
+LOOPBACK = "127.0.0.1"
+
 _SCHEME = "unix://"
 
 
@@ -44,8 +46,8 @@ class Host(Protocol):
         """Return the path of a unix socket on this machine that reaches the host's engine."""
         ...
 
-    def reach(self, port: int) -> tuple[str, int]:
-        """Return address and port on this machine that reach 127.0.0.1:`port` of the host."""
+    def reach(self, port: int, address: str = LOOPBACK) -> tuple[str, int]:
+        """Return address and port on this machine that reach `port` at an address of the host, its own by default."""
         ...
 
     def put(self, content: bytes, *, timeout: float) -> AbstractContextManager[str]:
@@ -80,9 +82,9 @@ class LocalHost:
         """Return the engine's own socket."""
         return self._engine_socket
 
-    def reach(self, port: int) -> tuple[str, int]:
+    def reach(self, port: int, address: str = LOOPBACK) -> tuple[str, int]:
         """Return the port itself."""
-        return "127.0.0.1", port
+        return address, port
 
     @contextmanager
     def put(self, content: bytes, *, timeout: float) -> Iterator[str]:  # noqa: ARG002

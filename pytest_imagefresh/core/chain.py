@@ -18,6 +18,7 @@ class Link(enum.Enum):
     CONTENT = "image holds the commit's files"
     CONTAINER = "container runs the built image"
     PORT = "container answers on its own port"
+    SILENCE = "port falls silent with the container"
     CHECK = "staging check passed"
     LABEL = "image carries the validated revision"
     ACCEPTS = "hook accepts this image"

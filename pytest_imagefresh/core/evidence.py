@@ -97,6 +97,15 @@ class Container:
 
 
 @dataclass(frozen=True)
+class PortOwner:
+    """One container that publishes a port, on one address."""
+
+    id: ContainerId
+    name: str
+    host_ip: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """What one HTTP GET on the staging port brought back."""
 
@@ -105,6 +114,24 @@ class Answer:
     """HTTP status code; redirects are not followed. 0 where nothing answered."""
     problem: str = ""
     """Why nothing answered; "" otherwise."""
+
+
+@dataclass(frozen=True)
+class Silence:
+    """What came from a port while its container was paused for a moment."""
+
+    addresses: tuple[str, ...]
+    """The addresses of the host that were asked, the container's own first."""
+    connections: int
+    """How many fresh connections asked each of them."""
+    seconds: float
+    """How long they waited for a byte."""
+    usual: float
+    """How long an answer took just before, in seconds."""
+    heard: tuple[str, ...]
+    """The addresses from which a byte came all the same."""
+    after: Answer
+    """What the port answers now that the container runs again."""
 
 
 @dataclass(frozen=True)

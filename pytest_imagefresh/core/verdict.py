@@ -9,7 +9,6 @@ from pytest_imagefresh.core.content import Content, some_of
 from pytest_imagefresh.core.errors import EvidenceError, Refused
 from pytest_imagefresh.core.evidence import (
     Anchor,
-    Answer,
     CheckResult,
     Container,
     HookReport,
@@ -183,20 +182,6 @@ def check_same_container(first: Container, now: Container | None, expected: Imag
         "the staging container", f"{first.id} since {first.started_at}", f"{now.id} since {now.started_at}", expected
     )
     return all_of([verdict, same])
-
-
-def check_port(container: Container, port: int, answer: Answer) -> Verdict:
-    """Accept when the container itself owns the staging port and what answers there says HTTP 200."""
-    owned = container.network_mode == "host" or any(each.host_port == port for each in container.ports)
-    if not owned:
-        seen = ", ".join(f"{each.host_ip}:{each.host_port}" for each in container.ports) or "no port"
-        return Verdict(f"container {container.name} publishes {seen}, expected port {port}", None, str(port), seen)
-    if answer.status != 200:
-        seen = f"HTTP {answer.status}" if answer.status else answer.problem or "no answer"
-        return Verdict(f"{answer.url} answers {seen}, expected HTTP 200", None, "HTTP 200", seen)
-    return Verdict(
-        f"container {container.name} answers HTTP 200 on port {port}", container.image_id, "HTTP 200", "HTTP 200"
-    )
 
 
 def check_staging_check(result: CheckResult | None, tap: TapSummary | None, subject: ImageId) -> Verdict:

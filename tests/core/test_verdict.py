@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_imagefresh.core.errors import Refused
-from pytest_imagefresh.core.evidence import Anchor, Answer, CheckResult, Container, HookReport, Image, Port, Production
+from pytest_imagefresh.core.evidence import Anchor, CheckResult, Container, HookReport, Image, Port, Production
 from pytest_imagefresh.core.identity import BranchName, ContainerId, ImageId, Revision, TreeId
 from pytest_imagefresh.core.tap import read_tap
 from pytest_imagefresh.core.verdict import (
@@ -18,7 +18,6 @@ from pytest_imagefresh.core.verdict import (
     check_anchor,
     check_container,
     check_label,
-    check_port,
     check_production_untouched,
     check_provenance,
     check_rebuilt,
@@ -183,23 +182,6 @@ def test_a_container_that_changed_during_the_run_is_refused(change: Change) -> N
 def test_no_container_is_refused() -> None:
     assert not check_container(None, IMAGE_ID).ok
     assert not check_same_container(CONTAINER, None, IMAGE_ID).ok
-
-
-def test_http_200_on_its_own_port_is_accepted() -> None:
-    assert check_port(CONTAINER, 8501, Answer("http://h/health", 200)).ok
-    assert check_port(replace(CONTAINER, ports=(), network_mode="host"), 8501, Answer("u", 200)).ok
-
-
-@pytest.mark.parametrize(
-    "answer", [Answer("u", 0, "connection refused"), Answer("u", 302), Answer("u", 500), Answer("u", 204)], ids=str
-)
-def test_any_other_answer_is_refused(answer: Answer) -> None:
-    assert not check_port(CONTAINER, 8501, answer).ok
-
-
-@pytest.mark.parametrize("ports", [(), (Port("8000/tcp", "127.0.0.1", 8500),)], ids=str)
-def test_a_port_of_another_container_is_refused(ports: tuple[Port, ...]) -> None:
-    assert not check_port(replace(CONTAINER, ports=ports), 8501, Answer("u", 200)).ok
 
 
 def test_a_check_that_ends_with_0_is_accepted() -> None:

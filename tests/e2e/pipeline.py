@@ -6,12 +6,14 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
+from pytest_imagefresh.core.chain import Link
 from pytest_imagefresh.core.contract import render_hook
 from tests.gate_folder import Ended
 from tests.sshd import Sshd
@@ -98,6 +100,23 @@ class Pipeline:
         assert wait_until(lambda: self.prod == self.staging == revision), self.copy.compose("ps", "--all").stdout
         return revision
 
+    def override(self, service: Mapping[str, object], **more: object) -> None:
+        """Let the host's compose folder say something else about staging, and start it so, by hand."""
+        document = {"services": {"orchestrator-staging": service}, **more}
+        # JSON is YAML.
+        (self.copy.compose_dir / "compose.override.yaml").write_text(json.dumps(document))
+        self.recreate_staging()
+
+    def recreate_staging(self) -> None:
+        """Start staging by hand, from the image that its reference points to."""
+        self.copy.compose("up", "--detach", "--no-deps", "--no-build", "--force-recreate", "orchestrator-staging")
+
+    def stage(self) -> str:
+        """Build the worktree by hand and let staging run it; return the image ID."""
+        image = self.copy.build_image(f"{self.copy.project}-by-hand")
+        self.copy.start_staging(image)
+        return image
+
     # -- what a pipeline runs
 
     @property
@@ -109,9 +128,23 @@ class Pipeline:
 
     def gate(self, *options: str, repo: str | None = None, branch: str | None = None) -> Ended:
         """Run the gate to its end: the checkout's gates; repo and branch are the copy's where nothing else is said."""
+        return self.run(*self.gate_command(*options, repo=repo, branch=branch))
+
+    def gate_command(self, *options: str, repo: str | None = None, branch: str | None = None) -> list[str]:
+        """Return the gate as argv, as `gate` runs it."""
         pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", "pytest.ini", str(ROOT / "gates")]
         named = [self.copy.name if repo is None else repo, self.copy.branch if branch is None else branch]
-        return self.run(*pytest, "--repo", named[0], "--branch", named[1], f"--junitxml={self.junit}", *options)
+        return [*pytest, "--repo", named[0], "--branch", named[1], f"--junitxml={self.junit}", *options]
+
+    def reuse(self, test: str) -> Ended:
+        """Run the gate tests of which the name holds a word, on what runs now."""
+        return self.gate("--gate-reuse", "-k", test)
+
+    def reason(self, link: Link) -> str:
+        """Return what the newest run says of a link."""
+        newest = max(self.folder.glob(".imagefresh/*/*/*/chain.txt"), key=lambda path: path.stat().st_mtime)
+        rows = [line for line in newest.read_text().splitlines() if line.startswith(f"{link.value} ")]
+        return rows[0].removeprefix(link.value).strip()
 
     def promote(self) -> Ended:
         """Promote what the newest complete gate of the branch's commit proved."""
@@ -173,6 +206,11 @@ class Pipeline:
         files += [*self.copy.compose_dir.glob(".imagefresh/holder"), *self.copy.compose_dir.glob(".env.*")]
         held = ["the lock"] if _is_locked(self.copy.compose_dir / ".imagefresh/lock") else []
         return [*map(str, files), *held, *self.run_tags(), *self._containers(), *_processes(self.copy.project)]
+
+    def sweep(self) -> None:
+        """Remove the temporary folders that a killed session could not remove itself."""
+        for path in self._temporary.glob("imagefresh-*"):
+            shutil.rmtree(path)
 
     def assert_clean(self) -> None:
         """Fail unless nothing is left behind, a moment after the end of the run at the latest."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 import pytest
 
 from tests.e2e.pipeline import Pipeline
-from tests.gate_folder import Ended
 
 REPLACED: dict[str, tuple[Mapping[str, object], str]] = {
     "command": (
@@ -33,42 +31,26 @@ REPLACED: dict[str, tuple[Mapping[str, object], str]] = {
 }
 
 
-def override(pipeline: Pipeline, service: Mapping[str, object]) -> None:
-    """Let the host's compose folder say something else about staging."""
-    folder = pipeline.copy.compose_dir
-    (folder / "old").mkdir(exist_ok=True)
-    (folder / "old" / "orchestrator").mkdir(exist_ok=True)
-    (folder / "code").write_text("no secret")
-    document = {
-        "services": {"orchestrator-staging": service},
-        "volumes": {"old": {}},
-        "secrets": {"code": {"file": "./code"}},
-    }
-    # JSON is YAML.
-    (folder / "compose.override.yaml").write_text(json.dumps(document))
-
-
-def recreate(pipeline: Pipeline) -> None:
-    pipeline.copy.compose("up", "--detach", "--no-deps", "--no-build", "--force-recreate", "orchestrator-staging")
-
-
-def reuse(pipeline: Pipeline, test: str) -> Ended:
-    return pipeline.gate("--gate-reuse", "-k", test)
+TOP_LEVEL: dict[str, object] = {"volumes": {"old": {}}, "secrets": {"code": {"file": "./code"}}}
 
 
 @pytest.fixture
 def staged(pipeline: Pipeline) -> Pipeline:
-    """Staging runs the branch's commit."""
-    image = pipeline.copy.build_image(f"{pipeline.copy.project}-by-hand")
-    pipeline.copy.start_staging(image)
+    """Staging runs the branch's commit; beside the compose file lie old code and a secret."""
+    pipeline.stage()
+    add_files(pipeline)
     return pipeline
+
+
+def add_files(pipeline: Pipeline) -> None:
+    (pipeline.copy.compose_dir / "old" / "orchestrator").mkdir(parents=True)
+    (pipeline.copy.compose_dir / "code").write_text("no secret")
 
 
 def test_whatever_compose_replaces_is_refused_unless_it_is_listed(staged: Pipeline) -> None:
     for name, (service, reason) in REPLACED.items():
-        override(staged, service)
-        recreate(staged)
-        gate = reuse(staged, "container_runs_built_image")
+        staged.override(service, **TOP_LEVEL)
+        gate = staged.reuse("container_runs_built_image")
         assert gate.status == 1, (name, gate.output)
         assert gate.says(reason), (name, gate.output)
     staged.copy.compose("down", "--volumes")
@@ -89,14 +71,12 @@ def test_what_the_settings_list_may_be_otherwise(staged: Pipeline) -> None:
         "volumes": ["./old:/data"],
         "secrets": ["code"],
     }
-    override(staged, service)
-    recreate(staged)
+    staged.override(service, **TOP_LEVEL)
     staged.configure(targets={"orchestrator": {"staging": {"overrides": listed}}})
-    gate = reuse(staged, "container_runs_built_image")
+    gate = staged.reuse("container_runs_built_image")
     assert gate.status == 0, gate.output
-    recreate(staged)
     staged.configure(targets={"orchestrator": {"staging": {"overrides": {**listed, "mounts": ["/data"]}}}})
-    gate = reuse(staged, "container_runs_built_image")
+    gate = staged.reuse("container_runs_built_image")
     assert gate.status == 1, gate.output
 
 
@@ -104,11 +84,11 @@ def test_a_volume_of_the_image_is_fine_until_another_container_has_filled_it(pip
     copy = pipeline.copy
     dockerfile = (copy.worktree / "Dockerfile").read_text()
     copy.commit({"Dockerfile": f"{dockerfile}VOLUME /app/src\n"})
-    copy.start_staging(copy.build_image(f"{copy.project}-by-hand"))
-    fresh = reuse(pipeline, "container_runs_built_image")
+    pipeline.stage()
+    fresh = pipeline.reuse("container_runs_built_image")
     assert fresh.status == 0, fresh.output
-    recreate(pipeline)
-    taken_over = reuse(pipeline, "container_runs_built_image")
+    pipeline.recreate_staging()
+    taken_over = pipeline.reuse("container_runs_built_image")
     assert taken_over.status == 1, taken_over.output
     assert taken_over.says(r"/app/src \(volume of an earlier container; remove it with")
     copy.compose("rm", "--stop", "--force", "--volumes", "orchestrator-staging")
@@ -116,7 +96,8 @@ def test_a_volume_of_the_image_is_fine_until_another_container_has_filled_it(pip
 
 def test_a_gate_over_replaced_code_promotes_nothing(pipeline: Pipeline) -> None:
     before = pipeline.deploy()
-    override(pipeline, {"volumes": ["./code:/app/src/orchestrator/NEWS:ro"]})
+    add_files(pipeline)
+    pipeline.override({"volumes": ["./code:/app/src/orchestrator/NEWS:ro"]})
     pipeline.copy.commit({"src/orchestrator/NEWS": "newer"})
     gate = pipeline.gate()
     assert gate.status == 1, gate.output

@@ -40,6 +40,9 @@ def test_a_complete_gate_passes_and_leaves_a_record(gate_folder: GateFolder) -> 
         ("perfect-json", "the engine has no (image|container) "),
         ("other-image-runs", "image of container shop-staging is sha256:eeee"),
         ("touches-production", "production changed while the gate ran"),
+        ("answers-while-paused", "somebody else answers on port 8501 at 127.0.0.1: a byte came while container"),
+        ("port-shared", "port 8501 is published by old .* too, expected container shop-staging alone"),
+        ("command-replaced", "what container shop-staging runs is sh, expected"),
         ("check-fails", "the staging check ended with 1, expected 0"),
         ("accepts-everything", "the hook would promote a wrong revision"),
         ("refuses-everything", "the hook refuses the validated image"),
@@ -54,7 +57,7 @@ def test_any_single_broken_link_refuses(gate_folder: GateFolder, fault: str, sen
     assert record(gate_folder)["complete"] is False
 
 
-@pytest.mark.parametrize("fault", ["engine-down", "hook-unknown"])
+@pytest.mark.parametrize("fault", ["engine-down", "hook-unknown", "no-deadman"])
 def test_only_infrastructure_errors_are_told_apart(gate_folder: GateFolder, fault: str) -> None:
     ended = gate_folder.gate(faults=[fault])
     assert ended.status == 11, ended

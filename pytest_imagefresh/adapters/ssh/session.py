@@ -41,6 +41,7 @@ _RECEIVE = (
     'if cat >"$folder/file" && [ "$(wc -c <"$folder/file")" -eq "$1" ] && chmod 0700 "$folder/file"; then '
     'printf "%s\\n" "$folder"; else rm -rf -- "$folder"; exit 1; fi'
 )
+_LOOPBACK = "127.0.0.1"
 _FOLDER = re.compile(r"/tmp/imagefresh-[A-Za-z0-9]{10}")  # noqa: S108
 
 
@@ -59,7 +60,7 @@ class SshHost:
         self._closed = False
         self._folder = ""
         self._engine: Forward | None = None
-        self._ports: dict[int, tuple[Forward, int]] = {}
+        self._ports: dict[tuple[str, int], tuple[Forward, int]] = {}
         self._engine_slots = threading.Semaphore(_ENGINE_SESSIONS)
         self._run_slots = threading.Semaphore(_RUN_SESSIONS)
         self._connections = login.connect(hops, known, timeout=self._bound)
@@ -102,19 +103,19 @@ class SshHost:
                 self._engine = Forward(listener, self._engine_channel, answer_unavailable)
         return path
 
-    def reach(self, port: int) -> tuple[str, int]:
-        """Return address and port on this machine whose connections reach 127.0.0.1:`port` of the host.
+    def reach(self, port: int, address: str = _LOOPBACK) -> tuple[str, int]:
+        """Return address and port on this machine whose connections reach `port` at an address of the host.
 
         Where nothing listens there, a connection is made and then reset.
         """
         with self._lock:
             self._require_open()
-            if port not in self._ports:
-                listener = socket.create_server(("127.0.0.1", 0))
-                dial: Dial = functools.partial(self._port_channel, port)
+            if (address, port) not in self._ports:
+                listener = socket.create_server((_LOOPBACK, 0))
+                dial: Dial = functools.partial(self._port_channel, address, port)
                 local = int(listener.getsockname()[1])
-                self._ports[port] = (Forward(listener, dial, reset), local)
-            return "127.0.0.1", self._ports[port][1]
+                self._ports[address, port] = (Forward(listener, dial, reset), local)
+            return _LOOPBACK, self._ports[address, port][1]
 
     @contextlib.contextmanager
     def put(self, content: bytes, *, timeout: float) -> Iterator[str]:
@@ -230,10 +231,10 @@ class SshHost:
         return None
 
     @contextlib.contextmanager
-    def _port_channel(self, port: int) -> Iterator[FarEnd]:
+    def _port_channel(self, address: str, port: int) -> Iterator[FarEnd]:
         # No watchdog: a port that does not even refuse must not cost us the connection.
         channel = self._connections[-1].open_channel(
-            "direct-tcpip", ("127.0.0.1", port), ("127.0.0.1", 0), timeout=self._bound
+            "direct-tcpip", (address, port), (_LOOPBACK, 0), timeout=self._bound
         )
         try:
             yield FarEnd(channel, plain)

@@ -1,0 +1,196 @@
+"""Who answers on a port: the container alone, because the port falls silent with it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from pytest_imagefresh.core.errors import EvidenceError
+from pytest_imagefresh.core.evidence import Answer, Container, PortOwner, Production, Silence
+from pytest_imagefresh.core.identity import ImageId
+from pytest_imagefresh.core.settings import Prod
+from pytest_imagefresh.core.verdict import Verdict
+
+DEADMAN_SECONDS = 3.0
+"""When a paused container runs again, whatever has become of who paused it."""
+
+CONNECTIONS = 5
+"""How many fresh connections ask each address of a paused container."""
+
+_LEAST_SECONDS = 0.3
+_FACTOR = 3
+_SPARE_SECONDS = 0.2
+"""What the engine may take for a pause and a look, beside the silence itself."""
+
+_LISTENING = re.compile(r"\s*\d+:\s+([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4})\s+[0-9A-F]+:0000\s+0A\s")
+
+
+def parse_listeners(table: str, port: int) -> tuple[str, ...]:
+    """Return the addresses on which something listens on a TCP port. `table` are lines of /proc/net/tcp and tcp6.
+
+    Source: proc(5). Raises EvidenceError for any other line.
+    """
+    found = []
+    for line in filter(None, table.splitlines()):
+        match = _LISTENING.match(line)
+        if match is None:
+            raise EvidenceError(
+                f"the host's table of sockets has the line {line[:80]!r}, expected one of /proc/net/tcp; "
+                "look at it there, or set pause_proof = false"
+            )
+        if int(match[2], 16) == port:
+            found.append(_parse_address(match[1]))
+    return tuple(dict.fromkeys(found))
+
+
+def _parse_address(text: str) -> str:
+    """Return an address as people write it. The kernel prints each four bytes in the order of a little machine."""
+    words = [bytes.fromhex(text[place : place + 8])[::-1] for place in range(0, len(text), 8)]
+    return str(ipaddress.ip_address(b"".join(words)))
+
+
+def addresses_to_ask(container: Container, port: int, listeners: Iterable[str]) -> tuple[str, ...]:
+    """Return the addresses of the host to ask for a container's port: its own first, then wherever else one listens."""
+    own = [_reachable(address) for address in published_on(container, port)]
+    others = [address for each in listeners for address in _covered(each)]
+    return tuple(dict.fromkeys([*own, "127.0.0.1", *others]))
+
+
+def published_on(container: Container, port: int) -> tuple[str, ...]:
+    """Return the addresses on which a container publishes a TCP port of the host, as the engine has them."""
+    return tuple(each.host_ip for each in container.ports if is_published(each.container_port, each.host_port, port))
+
+
+def is_published(container_port: str, host_port: int, port: int) -> bool:
+    """Say whether a binding is that of a TCP port of the host."""
+    return host_port == port and container_port.endswith("/tcp")
+
+
+def own_address(container: Container, port: int) -> str:
+    """Return the address of the host at which a container's port is asked."""
+    return addresses_to_ask(container, port, ())[0]
+
+
+def _reachable(address: str) -> str:
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104
+
+
+def _covered(address: str) -> Iterator[str]:
+    """Yield where a listener is asked: one for every IPv6 address may stand for every IPv4 address too."""
+    mapped = getattr(ipaddress.ip_address(address), "ipv4_mapped", None)
+    yield _reachable(str(mapped) if mapped else address)
+    if address == "::":
+        yield "127.0.0.1"
+
+
+def check_port(container: Container, port: int, answer: Answer, owners: Iterable[PortOwner]) -> Verdict:
+    """Accept when the container alone publishes the staging port, on every address, and what answers says HTTP 200.
+
+    `owners` are all containers that publish it. Under host networking nobody publishes it: then the silence tells whose
+    it is.
+    """
+    foreign = [each for each in owners if each.id != container.id]
+    if foreign:
+        seen = ", ".join(f"{each.name} ({each.id.hex[:12]}) at {each.host_ip or 'every address'}" for each in foreign)
+        return Verdict(
+            f"port {port} is published by {seen} too, expected container {container.name} alone; stop what is not it",
+            None,
+            container.name,
+            seen,
+        )
+    if container.network_mode != "host" and not published_on(container, port):
+        seen = ", ".join(f"{each.host_ip}:{each.host_port}" for each in container.ports) or "no port"
+        return Verdict(f"container {container.name} publishes {seen}, expected port {port}", None, str(port), seen)
+    if answer.status != 200:
+        seen = f"HTTP {answer.status}" if answer.status else answer.problem or "no answer"
+        return Verdict(f"{answer.url} answers {seen}, expected HTTP 200", None, "HTTP 200", seen)
+    return Verdict(
+        f"container {container.name} answers HTTP 200 on port {port}", container.image_id, "HTTP 200", "HTTP 200"
+    )
+
+
+def seconds_of_silence(usual: float, elapsed: float) -> float:
+    """Return how long a port must be silent: three usual answers, 0.3 s at least.
+
+    `usual` and `elapsed`, the time since the deadman was armed, are in seconds. Raises EvidenceError where that would
+    outlast the deadman.
+    """
+    seconds = max(_LEAST_SECONDS, _FACTOR * usual)
+    if elapsed + seconds + _SPARE_SECONDS > DEADMAN_SECONDS:
+        raise EvidenceError(
+            f"staging took {usual:.2f} s to answer and the pause proof {elapsed:.2f} s to begin, expected much less: "
+            f"its pause ends after {DEADMAN_SECONDS:g} s; choose a faster health path, or set pause_proof = false"
+        )
+    return seconds
+
+
+def check_may_pause(container: Container, production: Production, prods: Sequence[Prod]) -> Verdict:
+    """Accept a running container that has nothing to do with production: nothing else is ever paused."""
+    reasons = [f"it is a {prod.service} container" for prod in prods if container.service == prod.service]
+    reasons += [f"it publishes port {prod.port}" for prod in prods if published_on(container, prod.port)]
+    if container.id in {each.id for each in production.containers}:
+        reasons.append("it is part of production")
+    if reasons:
+        return Verdict(f"container {container.name} must not be paused: {reasons[0]}; correct the staging settings")
+    if container.status != "running":
+        return Verdict(f"container {container.name} is {container.status}, expected running; start it, run again")
+    return Verdict(f"container {container.name} may be paused", container.image_id)
+
+
+def check_paused(container: Container | None, elapsed: float) -> None:
+    """Raise EvidenceError unless a container was paused to the end of the proof. `elapsed` as above."""
+    state = container.status if container is not None else "gone"
+    if state != "paused" or elapsed >= DEADMAN_SECONDS:
+        raise EvidenceError(
+            f"the staging container is {state} {elapsed:.2f} s after the pause proof began, expected paused and less "
+            f"than {DEADMAN_SECONDS:g} s; see who else works on it, then run again"
+        )
+
+
+def check_silence(silence: Silence | None, container: Container, port: int, subject: ImageId) -> Verdict:
+    """Accept when not a byte came while the container was paused, and HTTP 200 afterwards.
+
+    None stands for a proof that is switched off: accepted where at least the engine knows whose port it is.
+    """
+    if silence is None:
+        return _check_unproven(container, port, subject)
+    asked = f"{silence.connections} connections each to port {port} at {', '.join(silence.addresses)}"
+    if silence.heard:
+        return Verdict(
+            f"somebody else answers on port {port} at {', '.join(silence.heard)}: a byte came while container "
+            f"{container.name} was paused, expected silence; find what listens there and stop it",
+            None,
+            "silence",
+            f"an answer at {', '.join(silence.heard)}",
+        )
+    if silence.after.status != 200:
+        seen = f"HTTP {silence.after.status}" if silence.after.status else silence.after.problem or "no answer"
+        return Verdict(
+            f"{silence.after.url} answers {seen} after a moment's pause, expected HTTP 200", None, "HTTP 200", seen
+        )
+    return Verdict(
+        f"paused for a moment, container {container.name} silenced {asked} for {silence.seconds:.2f} s "
+        f"(an answer usually takes {silence.usual:.3f} s), and answers again",
+        subject,
+        "silence, then HTTP 200",
+        "silence, then HTTP 200",
+    )
+
+
+def _check_unproven(container: Container, port: int, subject: ImageId) -> Verdict:
+    if not published_on(container, port):
+        return Verdict(
+            f"container {container.name} does not publish port {port} and the pause proof is switched off: nothing "
+            "shows that it is the one that answers; set pause_proof = true",
+            None,
+            "silence",
+            "not looked at",
+        )
+    return Verdict(
+        f"NOT PROVEN that nobody else answers on port {port}: the pause proof is switched off (pause_proof = false); "
+        "only the engine's word is known",
+        subject,
+        "not looked at",
+        "not looked at",
+    )

@@ -1,0 +1,88 @@
+"""The pause proof: staging is paused for a moment, and nobody may answer on its port."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Mapping
+
+from pytest_imagefresh.adapters.host import socket_path
+from pytest_imagefresh.adapters.http import await_answer
+from pytest_imagefresh.adapters.pause import Deadman, arm, disarm, first_bytes
+from pytest_imagefresh.core.errors import EvidenceError
+from pytest_imagefresh.core.evidence import Container, Silence
+from pytest_imagefresh.core.port import (
+    CONNECTIONS,
+    DEADMAN_SECONDS,
+    addresses_to_ask,
+    check_may_pause,
+    check_paused,
+    parse_listeners,
+    seconds_of_silence,
+)
+from pytest_imagefresh.run import TargetRun
+
+_PATIENCE_SECONDS = 1.0
+"""How long an answer before the pause is waited for; a slower one leaves no time for the proof."""
+
+
+def read_silence(run: TargetRun, container: Container) -> Silence:
+    """Pause staging for a moment and return what came from its port meanwhile, and afterwards.
+
+    1. nothing of production is ever paused; 2. the usual answer is measured; 3. the host is told to end the pause
+    whatever becomes of us, and says who else listens; 4. the pause is listened to, 5. proven to have lasted, and ended;
+    6. the port is asked again. Raises Refused for 1, EvidenceError where any other step cannot be made sure of.
+    """
+    prods = [target.prod for target in (run.target, *run.settings.targets.values())]
+    check_may_pause(container, run.production_before, prods).require()
+    port, path = run.target.staging.port, run.target.staging.health_path
+    ends = _ends(run, addresses_to_ask(container, port, ()))
+    own = next(iter(ends))
+    usual = _usual(run, ends)
+    if not usual:
+        raise EvidenceError(
+            f"port {port} at {own} brought no byte within {_PATIENCE_SECONDS:g} s before the pause proof, "
+            "expected an answer; choose a faster health path, or set pause_proof = false"
+        )
+    started = time.monotonic()
+    deadman = _arm(run, container)
+    more = _ends(run, addresses_to_ask(container, port, parse_listeners(deadman.listeners, port)), known=ends)
+    usual, ends = max(usual, _usual(run, more)), {**ends, **more}
+    seconds = seconds_of_silence(usual, time.monotonic() - started)
+    with run.run.engine.paused(container.id):
+        heard = first_bytes(ends, path, connections=CONNECTIONS, seconds=seconds, until_one=True)
+        check_paused(run.run.engine.read_container(container.id.hex), time.monotonic() - started)
+    bounds = run.settings.timeouts
+    after = await_answer(*ends[own], path, timeout=bounds.inspect, seconds=bounds.health)
+    # Only now: until it ran again, nobody but the deadman was sure to be there.
+    disarm(run.run.host, deadman, timeout=bounds.inspect)
+    return Silence(
+        addresses=tuple(ends),
+        connections=CONNECTIONS,
+        seconds=seconds,
+        usual=usual,
+        heard=tuple(address for address, times in heard.items() if times),
+        after=after,
+    )
+
+
+def _ends(run: TargetRun, addresses: Iterable[str], known: Collection[str] = ()) -> dict[str, tuple[str, int]]:
+    """Return what reaches the staging port from this machine, by address of the host."""
+    port = run.target.staging.port
+    return {address: run.run.host.reach(port, address) for address in addresses if address not in known}
+
+
+def _usual(run: TargetRun, ends: Mapping[str, tuple[str, int]]) -> float:
+    """Return how long an answer takes, in seconds: the slowest of two from each end. 0 where none came."""
+    times = first_bytes(ends, run.target.staging.health_path, connections=2, seconds=_PATIENCE_SECONDS)
+    return max((max(each) for each in times.values() if each), default=0.0)
+
+
+def _arm(run: TargetRun, container: Container) -> Deadman:
+    return arm(
+        run.run.host,
+        socket_path(run.settings.host.docker_host),
+        container.id,
+        port=run.target.staging.port,
+        seconds=DEADMAN_SECONDS,
+        timeout=run.settings.timeouts.inspect,
+    )
