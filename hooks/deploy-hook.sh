@@ -20,6 +20,8 @@ readonly LABEL='org.opencontainers.image.revision'
 # Seconds: a question to the engine; compose recreating one service, its stop grace period included; waiting for a lock.
 readonly QUICK=30 RECREATE=300 BUILD_WAIT=600 PROMOTE_WAIT=120
 readonly OUTPUT_LIMIT=1048576
+# Bytes that a caller may send as a pack.
+readonly PACK_LIMIT=4294967296
 
 readonly COMMON_VARIABLES='REPO RUN_ID COMPOSE_DIR HEALTH_PATH HEALTH_TIMEOUT SETTLE'
 readonly STAGING_VARIABLES='GIT_SHA BUILD_CONTEXT BUILD_SUBDIR BUILD_DOCKERFILE BUILD_TARGET BUILD_ARGS TARGET_IMAGE
@@ -72,6 +74,7 @@ Everything else comes in variables:
              [STAGING_CHECK_MODE] BUILD_TIMEOUT CHECK_TIMEOUT [PROD_IMAGE PROD_SERVICE PROD_PORT]
   promotion  SOURCE_IMAGE [EXPECTED_REVISION EXPECTED_IMAGE_ID] PROD_IMAGE PROD_SERVICE PROD_PORT
              [PROD_PROFILE PROD_PIN]
+With BUILD_CONTEXT=- standard input brings the commit as one pack of git.
 
 exit 0 done, 1 refused, 2 wrong usage, 3 rolled back, 4 production needs a person, 11 could not find out
 TEXT
@@ -459,7 +462,7 @@ read_common_variables() {
 
 read_staging_variables() {
   need GIT_SHA "${HEX40}" 'a full commit ID, 40 lowercase hex characters'
-  need BUILD_CONTEXT '/[^[:cntrl:]]*' 'the absolute path of a clone'
+  need BUILD_CONTEXT '-|/[^[:cntrl:]]*' 'the absolute path of a clone, or - where standard input brings a pack'
   read_build_variables
   need_reference TARGET_IMAGE
   need_service TARGET_SERVICE
@@ -1073,17 +1076,19 @@ require_git() {
   refuse export-failed "$1, observed: ${REPLY}" "run git fsck in the clone, and look for free space in ${KEPT}"
 }
 
-# List what a commit holds, and prove the listing: GIT_DIR COMMIT PATH NAME. Leaves the tree in REPLY. PATH is where a
-# submodule lies in the checkout, with a slash at its end, "" for the repo itself; submodules are listed likewise.
+# List what a commit holds, and prove the listing: GIT_DIR COMMIT PATH NAME. Leaves the tree in REPLY. GIT_DIR is empty
+# where the caller sent everything. PATH is where a submodule lies in the checkout, with a slash at its end, empty for the
+# repo itself; submodules are listed likewise.
 list_commit() {
-  local git_dir=$1 commit=$2 path=$3 name=$4 list tree
+  local git_dir=$1 commit=$2 path=$3 name=$4 where list tree
   LISTS=$((LISTS + 1))
   list="list.${LISTS}"
-  printf '%s\n' "${git_dir}/objects" >>"${STORE}/objects/info/alternates"
-  read_commit "${commit}" "${name}" "${git_dir}"
+  where=${git_dir:+"the clone ${git_dir}"}
+  [[ -z "${git_dir}" ]] || printf '%s\n' "${git_dir}/objects" >>"${STORE}/objects/info/alternates"
+  read_commit "${commit}" "${name}" "${where:=the pack that the caller sent}"
   tree=${REPLY}
   git_in "${list}" read-tree "${tree}"
-  require_git "${name}: expected its tree to be complete in ${git_dir}"
+  require_git "${name}: expected its tree to be complete in ${where}"
   find_lfs_paths "${list}" "${path}"
   prove_listing "${list}" "${tree}" "${name}"
   add_to_whole "${list}" "${tree}" "${path}"
@@ -1091,12 +1096,12 @@ list_commit() {
   REPLY=${tree}
 }
 
-# Leave the tree of a commit in REPLY: COMMIT NAME GIT_DIR.
+# Leave the tree of a commit in REPLY: COMMIT NAME WHERE.
 read_commit() {
   local kind line
   git_in none cat-file -t "$1"
   kind=${REPLY}
-  [[ "${STATUS}" == 0 ]] || refuse commit-missing "$2: the clone $3 does not hold commit $1" "fetch it there"
+  [[ "${STATUS}" == 0 ]] || refuse commit-missing "$2: $3 does not hold commit $1" "fetch it there"
   [[ "${kind}" == commit ]] ||
     refuse not-a-commit "$2: expected $1 to be a commit, observed a ${kind}" "name the commit itself"
   git_in none cat-file commit "$1"
@@ -1104,10 +1109,10 @@ read_commit() {
   mv -- "${WORK}/out" "${WORK}/commit"
   git_in none hash-object -t commit --stdin <"${WORK}/commit"
   [[ "${STATUS}" == 0 && "${REPLY}" == "$1" ]] ||
-    refuse commit-forged "$2: expected the bytes of commit $1, observed those of ${REPLY:-nothing}" "run git fsck in $3"
+    refuse commit-forged "$2: expected the bytes of commit $1, observed those of ${REPLY:-nothing}" "run git fsck there"
   IFS= read -r line <"${WORK}/commit"
   [[ "${line}" =~ ^tree\ ${HEX40}$ ]] ||
-    refuse commit-forged "$2: expected commit $1 to name its tree, observed ${line@Q}" "run git fsck in $3"
+    refuse commit-forged "$2: expected commit $1 to name its tree, observed ${line@Q}" "run git fsck there"
   REPLY=${line#tree }
 }
 
@@ -1168,11 +1173,11 @@ list_submodules() {
     [[ -n "${name}" && "/${name}/" != */../* ]] ||
       refuse submodule-unnamed "submodule ${place}: expected a name for it in .gitmodules of $2, observed none" \
         "commit .gitmodules"
-    [[ -d "$1/modules/${name}/objects" ]] ||
+    [[ -z "$1" || -d "$1/modules/${name}/objects" ]] ||
       refuse submodule-missing \
         "submodule ${place} at ${entry:7:40}: expected it in $1/modules/${name}, observed nothing" \
         "run git submodule update --init --recursive in the clone"
-    list_commit "$1/modules/${name}" "${entry:7:40}" "$3${place}/" "submodule ${place}"
+    list_commit "${1:+"$1/modules/${name}"}" "${entry:7:40}" "$3${place}/" "submodule ${place}"
   done <"${STORE}/$4.submodules"
 }
 
@@ -1187,11 +1192,28 @@ submodule_name() {
   REPLY=${name%.path}
 }
 
+# Read one pack of git from standard input into the store of this run. Git hashes every object in it again and takes its
+# name from that, so that a pack can only bring objects, whatever it claims; the rest is proven as with a clone.
+receive_pack() {
+  git_in none index-pack --stdin "--max-input-size=${PACK_LIMIT}" <&6
+  exec 6<&-
+  [[ "${STATUS}" != 0 ]] || return 0
+  error_line
+  refuse pack-broken "standard input: expected one whole pack of git, observed: ${REPLY}" \
+    "send it again, and look for free space in ${TEMP_DIR}"
+}
+
 # Know every file of the commit, its mode and its hash, before one is written.
 list_clone() {
-  step export "exporting commit ${GIT_SHA} out of ${BUILD_CONTEXT}"
   open_store
-  find_git_dir "${BUILD_CONTEXT}"
+  if [[ "${BUILD_CONTEXT}" == - ]]; then
+    step receive "receiving commit ${GIT_SHA}"
+    receive_pack
+    REPLY=''
+  else
+    find_git_dir "${BUILD_CONTEXT}"
+  fi
+  step export "exporting commit ${GIT_SHA} out of ${REPLY:-what the caller sent}"
   list_commit "${REPLY}" "${GIT_SHA}" '' "${REPO}"
   LISTED_TREE=${REPLY}
   git_in whole ls-files --stage -z
@@ -1920,6 +1942,7 @@ main() {
   clean_environment
   reset_state
   answer_at_once "${1-}"
+  [[ "${BUILD_CONTEXT-}" != - ]] || { exec 6<&0; } 2>/dev/null || exec 6</dev/null # the caller sends a pack
   take_streams
   set_traps
   [[ "$#" -le 1 ]] || misuse arguments "arguments: expected one mode, observed $#" "everything else comes in variables"

@@ -13,10 +13,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from pytest_imagefresh import shipped
+from pytest_imagefresh.adapters.command import Sent
 from pytest_imagefresh.adapters.compose import read_build
 from pytest_imagefresh.adapters.engine import Engine, connect_engine
 from pytest_imagefresh.adapters.git import (
     find_clone,
+    packed_commit,
     parse_gate_revision,
     read_anchor,
     read_content,
@@ -31,7 +33,7 @@ from pytest_imagefresh.core.errors import EvidenceError, ImagefreshError, Refuse
 from pytest_imagefresh.core.evidence import Anchor, CheckResult, Container, HookReport, Production
 from pytest_imagefresh.core.identity import BranchName, ImageId, RepoName, RunId
 from pytest_imagefresh.core.masking import Masker
-from pytest_imagefresh.core.settings import Build, Settings, Target, clone_on_host
+from pytest_imagefresh.core.settings import SENT, Build, Settings, Target, clone_on_host
 from pytest_imagefresh.core.tap import TapSummary
 from pytest_imagefresh.image_content import read_image_content
 
@@ -187,7 +189,8 @@ class TargetRun:
         self.target = target
         clone = run.clone(target.repo)
         self._clone_on_host = clone_on_host(run.settings, target.repo) or str(clone)
-        self.settings = _with_compose_folder(run.settings, self._clone_on_host)
+        here = str(clone) if self._clone_on_host == SENT else self._clone_on_host
+        self.settings = _with_compose_folder(run.settings, here)
         self.facts: dict[str, str] = {}
         """What reports name this target's proof by: revision, image_id, container_id, engine_id."""
         self.tap: TapSummary | None = None
@@ -237,7 +240,15 @@ class TargetRun:
         )
         # What was there before is observed before anything changes.
         _ = self.production_before, self.container_before
-        return self._call("--build-staging", variables, _build_bound(self.settings))
+        with self._sent() as pack:
+            return self._call("--build-staging", variables, _build_bound(self.settings), stdin=pack)
+
+    def _sent(self) -> AbstractContextManager[Sent]:
+        """What the hook is sent to build from: nothing, or everything where the host has no clone."""
+        if self._clone_on_host != SENT:
+            return nullcontext(b"")
+        clone = self.run.clone(self.target.repo)
+        return packed_commit(clone, self.anchor.revision, timeout=self.settings.timeouts.build)
 
     def charge_rebuild(self, *, to_its_own_test: bool) -> float:
         """Return the seconds of the rebuild, once, that must not be charged to the test that waited for it."""
@@ -316,13 +327,14 @@ class TargetRun:
             expected_image=expected_image,
         )
 
-    def _call(self, mode: str, variables: dict[str, str], bound: float) -> HookReport:
+    def _call(self, mode: str, variables: dict[str, str], bound: float, stdin: Sent = b"") -> HookReport:
         self.hook_log.append(f"=== {mode}")
         started = time.monotonic()
         try:
             # A call that changes nothing is over in a moment: its steps are not worth a line each.
             with (_SILENT if mode == "--verify" else self.run.progress).follow(self.target.name) as steps:
-                return self.run.hook.call(mode, variables, timeout=bound, on_line=partial(self._listen, steps))
+                listen = partial(self._listen, steps)
+                return self.run.hook.call(mode, variables, timeout=bound, stdin=stdin, on_line=listen)
         finally:
             self.call_seconds[mode] = time.monotonic() - started
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-from pytest_imagefresh.adapters.command import Completed
+from pytest_imagefresh.adapters.command import Completed, Sent
 from pytest_imagefresh.core.content import Place
 from pytest_imagefresh.core.errors import EvidenceError
 from pytest_imagefresh.core.evidence import CheckResult, Container, HookReport, Image, Port, PortOwner, Production
@@ -201,7 +201,13 @@ class FakeHook:
         self.world = world
 
     def call(
-        self, mode: str, variables: Mapping[str, str], *, timeout: float, on_line: Callable[[str], None] | None = None
+        self,
+        mode: str,
+        variables: Mapping[str, str],
+        *,
+        timeout: float,
+        stdin: Sent = b"",
+        on_line: Callable[[str], None] | None = None,
     ) -> HookReport:
         self.world.calls.append((mode, dict(variables)))
         for line in (

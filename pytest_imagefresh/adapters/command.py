@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import selectors
 import shlex
@@ -18,6 +19,9 @@ from pytest_imagefresh.core.errors import EvidenceError
 
 HELD_SECONDS = 5.0
 """How long a program that has ended may leave its output open, without a byte coming, before that is an error."""
+
+Sent = bytes | mmap.mmap
+"""What a program is given as its standard input: bytes, or a mapped file of any size."""
 
 _TERM_GRACE_SECONDS = 2.0
 _POLL_SECONDS = 0.05
@@ -123,7 +127,7 @@ def run(
     timeout: float,
     cwd: str | None = None,
     env: Mapping[str, str] | None = None,
-    stdin: bytes = b"",
+    stdin: Sent = b"",
     on_line: Callable[[str], None] | None = None,
 ) -> Completed:
     """Run a program to its end and return its exit status, whatever it is, and its output.
@@ -235,7 +239,7 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
 class _Exchange:
     """Feed standard input and read both outputs at the same time, so that neither side can block the other."""
 
-    def __init__(self, process: subprocess.Popen[bytes], stdin: bytes, lines: LineFeed) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], stdin: Sent, lines: LineFeed) -> None:
         self.stdout = bytearray()
         self.stderr = bytearray()
         self._process = process

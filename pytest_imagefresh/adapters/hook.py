@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from pytest_imagefresh.adapters.command import Sent
 from pytest_imagefresh.adapters.host import Host
 from pytest_imagefresh.core import settings
 from pytest_imagefresh.core.contract import VERSION, hook_command, parse_report, render_hook
@@ -25,13 +26,21 @@ class InstalledHook:
         """Where the hook is, on the host."""
 
     def call(
-        self, mode: str, variables: Mapping[str, str], *, timeout: float, on_line: Callable[[str], None] | None = None
+        self,
+        mode: str,
+        variables: Mapping[str, str],
+        *,
+        timeout: float,
+        stdin: Sent = b"",
+        on_line: Callable[[str], None] | None = None,
     ) -> HookReport:
         """Run one mode to its end. `timeout` is in seconds; `on_line` gets each line of its speech as it comes.
 
+        `stdin` is the pack that `--build-staging` wants where BUILD_CONTEXT is `-`.
+
         Raises EvidenceError when the hook could not find out (exit 11), is missing, or brings back no valid report.
         """
-        done = self._host.run(hook_command(self.path, mode, variables), timeout=timeout, on_line=on_line)
+        done = self._host.run(hook_command(self.path, mode, variables), timeout=timeout, stdin=stdin, on_line=on_line)
         if done.status in _NOT_FOUND and not done.stdout.strip():
             raise EvidenceError(f"no runnable hook at {self.path} on {self._host.name}; {_INSTALL}")
         report = parse_report(done.stdout, done.status, mode)

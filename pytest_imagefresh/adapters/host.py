@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pytest_imagefresh.adapters import command
-from pytest_imagefresh.adapters.command import Completed
+from pytest_imagefresh.adapters.command import Completed, Sent
 from pytest_imagefresh.core import settings
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError
 
@@ -33,7 +33,7 @@ class Host(Protocol):
         argv: Sequence[str],
         *,
         timeout: float,
-        stdin: bytes = b"",
+        stdin: Sent = b"",
         on_line: Callable[[str], None] | None = None,
     ) -> Completed:
         """Run a program on the host to its end; `timeout` is in seconds.
@@ -72,7 +72,7 @@ class LocalHost:
         argv: Sequence[str],
         *,
         timeout: float,
-        stdin: bytes = b"",
+        stdin: Sent = b"",
         on_line: Callable[[str], None] | None = None,
     ) -> Completed:
         """Run a program on this machine, in a clean environment."""

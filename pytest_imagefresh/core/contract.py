@@ -46,7 +46,7 @@ def staging_variables(
 ) -> dict[str, str]:
     """Return the variables of `--build-staging`: the staging target in full, and nothing of prod.
 
-    `clone` is the path of the repo's clone as the Docker host sees it.
+    `clone` is the path of the repo's clone as the Docker host sees it, or `-` where it is sent the commit.
     """
     staging, bounds = target.staging, settings.timeouts
     return {

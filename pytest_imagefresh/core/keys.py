@@ -12,6 +12,7 @@ from typing import Any
 
 from pytest_imagefresh.core.errors import ImagefreshError
 from pytest_imagefresh.core.identity import RepoName
+from pytest_imagefresh.core.settings import SENT
 
 DAY = 86400
 """Seconds. No bound may be longer: a step that may take for ever is not bounded."""
@@ -234,7 +235,11 @@ KEYS: dict[str, Key] = {
     "self_hosting_repo": _REPO,
     "repos_dir": _FOLDER_HERE,
     "worktrees_dir": _FOLDER_HERE,
-    "host_repos_dir": _FOLDER_THERE,
+    "host_repos_dir": Key(
+        Kind.TEXT,
+        "an absolute path on the Docker host, without '..', or '-' where it has no clones",
+        lambda text: text == SENT or _is_host_folder(text),
+    ),
     "secret_names": Key(Kind.LIST, "a list of at least one word such as 'token'", _are_words),
     "settle": Key(Kind.NUMBER, "a number of seconds from 0 to 86400", lambda n: math.isfinite(n) and 0 <= n <= DAY),
     "host.ssh": Key(Kind.TEXT, "'local', user@host:port, or a Host of ~/.ssh/config", _matches(_SSH)),

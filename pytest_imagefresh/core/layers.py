@@ -14,7 +14,7 @@ import msgspec
 
 from pytest_imagefresh.core.errors import ConfigError
 from pytest_imagefresh.core.keys import KEYS, Key, is_repo_name, parse_text
-from pytest_imagefresh.core.settings import Settings, Signing, Target, clashes, default_target
+from pytest_imagefresh.core.settings import SENT, Settings, Signing, Target, clashes, default_target
 
 PREFIX = "IMAGEFRESH_"
 DEFAULT = "default"
@@ -239,7 +239,8 @@ def _check_host(configuration: Configuration) -> None:
                 expected = f"{KEYS[key].expected}, because host.ssh is {host.ssh!r}"
                 _refuse_together(configuration, key, "missing", expected)
         return
-    folders = {folder.rstrip("/") for folder in (settings.repos_dir, settings.host_repos_dir) if folder}
+    named = {settings.repos_dir, settings.host_repos_dir} - {"", SENT}
+    folders = {folder.rstrip("/") for folder in named}
     if len(folders) > 1 and configuration.sources["host.ssh"] == DEFAULT:
         problem = f"not said, while host_repos_dir {settings.host_repos_dir!r} is not repos_dir {settings.repos_dir!r}"
         _refuse_together(configuration, "host.ssh", problem, "the ssh target, or 'local' where both are here")

@@ -11,6 +11,9 @@ import msgspec
 from pytest_imagefresh.core.errors import ConfigError
 from pytest_imagefresh.core.identity import RepoName
 
+SENT = "-"
+"""In place of a path on the Docker host: it has no clone, and is sent the commit."""
+
 
 class Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The Docker host: where engine, compose folder and hook are."""
@@ -145,7 +148,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     worktrees_dir: str = ""
     """Worktrees must lie below `<worktrees_dir>/<repo>`; "" means anywhere that git names."""
     host_repos_dir: str = ""
-    """Folder of the clones as the Docker host sees them; "" means `repos_dir` (local hosts only)."""
+    """Folder of the clones as the Docker host sees them; "" means `repos_dir` (local hosts only), SENT: it has none."""
     settle: float = 5
     secret_names: tuple[str, ...] = ("secret", "token", "passw", "api_key", "apikey", "private_key", "credential")
     """A variable whose name holds one of these words has a secret value, which is masked wherever it would be shown."""
@@ -284,10 +287,12 @@ def full_reference(image: str) -> str:
 
 
 def clone_on_host(settings: Settings, repo: str) -> str:
-    """Return the path of a repo's clone as the Docker host sees it.
+    """Return the path of a repo's clone as the Docker host sees it, SENT where it sees none.
 
     "" where no folder of clones is set: then engine and clone are on one machine, and the path here is the path there.
     """
+    if settings.host_repos_dir == SENT:
+        return SENT
     folder = settings.host_repos_dir or settings.repos_dir
     return posixpath.join(folder, RepoName(repo).name) if folder else ""
 

@@ -508,6 +508,7 @@ def test_differing_folders_of_clones_need_a_word_about_the_host() -> None:
         build(folders)
     both: list[dict[str, object]] = [{**folders, "host": {"ssh": "local"}}, {**folders, "host_repos_dir": "/repos/"}]
     one: list[dict[str, object]] = [{"repos_dir": "/repos"}, {"host_repos_dir": "/srv"}]
+    one += [{"repos_dir": "/repos", "host_repos_dir": "-"}]
     for accepted in both + one:
         assert build(accepted).settings.host.is_local
 
@@ -780,3 +781,4 @@ def test_clone_on_host_is_below_the_folder_that_the_host_sees() -> None:
     assert clone_on_host(Settings(repos_dir="/repos", host_repos_dir="/srv/repos"), "shop") == "/srv/repos/shop"
     assert clone_on_host(Settings(repos_dir="/repos"), "shop") == "/repos/shop"
     assert clone_on_host(Settings(), "shop") == ""
+    assert clone_on_host(Settings(repos_dir="/repos", host_repos_dir="-"), "shop") == "-"

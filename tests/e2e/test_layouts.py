@@ -47,6 +47,19 @@ def test_builds_as_the_compose_file_of_the_commit_says(each_pipeline: Pipeline) 
     assert (pipeline.staging, pipeline.prod) == (revision, "")
 
 
+def test_a_host_without_a_clone_is_sent_the_commit(each_pipeline: Pipeline) -> None:
+    pipeline, copy = each_pipeline, each_pipeline.copy
+    pipeline.configure(host_repos_dir="-")
+    for news in ("one", "two"):
+        revision = copy.commit({"src/orchestrator/NEWS": news})
+        gate = pipeline.gate()
+        assert gate.status == 0, gate.output
+        assert (pipeline.staging, pipeline.prod) == (revision, "")
+    promotion = pipeline.promote()
+    assert promotion.status == 0, promotion.output
+    assert pipeline.prod == revision
+
+
 @pytest.fixture
 def shop(engine: Engine, free_port: Callable[[], int], tmp_path: Path) -> Iterator[Shop]:
     """A repo with two images."""

@@ -94,17 +94,17 @@ class Hook:
     temp_dir: Path
 
     def run(
-        self, mode: str | None, variables: Mapping[str, str], *, timeout: float = 120
+        self, mode: str | None, variables: Mapping[str, str], *, timeout: float = 120, stdin: bytes = b""
     ) -> subprocess.CompletedProcess[bytes]:
         """Run one mode (None: no argument) with exactly these variables as its environment."""
         argv = [str(self.path)] if mode is None else [str(self.path), mode]
-        return subprocess.run(
-            argv, env=dict(variables), stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
-        )
+        return subprocess.run(argv, env=dict(variables), input=stdin, capture_output=True, timeout=timeout, check=False)
 
-    def call(self, mode: str | None, variables: Mapping[str, str], *, timeout: float = 120) -> Outcome:
+    def call(
+        self, mode: str | None, variables: Mapping[str, str], *, timeout: float = 120, stdin: bytes = b""
+    ) -> Outcome:
         """Run one mode, read its outcome, and check that no temporary file is left."""
-        outcome = Outcome.of(self.run(mode, variables, timeout=timeout))
+        outcome = Outcome.of(self.run(mode, variables, timeout=timeout, stdin=stdin))
         assert list(self.temp_dir.iterdir()) == []
         return outcome
 
@@ -204,6 +204,11 @@ class PretendedHost:
     def staging(self, **changes: str | None) -> Outcome:
         """Call `--build-staging` with changed variables; None leaves one out."""
         return self.hook.call("--build-staging", changed(self.staging_variables(), changes))
+
+    def sent(self, pack: bytes, **changes: str | None) -> Outcome:
+        """The same, the host without a clone: everything comes as a pack on standard input."""
+        variables = {**self.staging_variables(), "BUILD_CONTEXT": "-"}
+        return self.hook.call("--build-staging", changed(variables, changes), stdin=pack)
 
     def verify(self, **changes: str | None) -> Outcome:
         return self.hook.call("--verify", changed(self.promotion_variables(), changes))

@@ -12,7 +12,7 @@ from typing import Literal
 
 import paramiko
 
-from pytest_imagefresh.adapters.command import HELD_SECONDS, LineFeed
+from pytest_imagefresh.adapters.command import HELD_SECONDS, LineFeed, Sent
 from pytest_imagefresh.adapters.ssh.connection import FOREIGN_ERRORS, watched
 
 _CHUNK = 65536
@@ -37,7 +37,7 @@ class Exchange:
     thread, so that an exception there, or a KeyboardInterrupt, ends the exchange.
     """
 
-    def __init__(self, channel: paramiko.Channel, stdin: bytes, lines: LineFeed) -> None:
+    def __init__(self, channel: paramiko.Channel, stdin: Sent, lines: LineFeed) -> None:
         self.stdout = bytearray()
         self.stderr = bytearray()
         self._channel = channel
@@ -119,7 +119,7 @@ class Exchange:
                 data = receive(_CHUNK)
             self._read.put((output, data))
 
-    def _send(self, stdin: bytes) -> None:
+    def _send(self, stdin: Sent) -> None:
         # Fails where the program ends without reading everything; its exit status tells whether that was right.
         with contextlib.suppress(*FOREIGN_ERRORS):
             view = memoryview(stdin)

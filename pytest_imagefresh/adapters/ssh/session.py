@@ -17,7 +17,15 @@ from pathlib import Path
 
 import paramiko
 
-from pytest_imagefresh.adapters.command import Completed, LineFeed, describe, held_message, last_line, timeout_message
+from pytest_imagefresh.adapters.command import (
+    Completed,
+    LineFeed,
+    Sent,
+    describe,
+    held_message,
+    last_line,
+    timeout_message,
+)
 from pytest_imagefresh.adapters.ssh import login
 from pytest_imagefresh.adapters.ssh.connection import FOREIGN_ERRORS, Connection, close, reason, watched
 from pytest_imagefresh.adapters.ssh.execute import Exchange, Problem, close_channel
@@ -71,7 +79,7 @@ class SshHost:
         argv: Sequence[str],
         *,
         timeout: float,
-        stdin: bytes = b"",
+        stdin: Sent = b"",
         on_line: Callable[[str], None] | None = None,
     ) -> Completed:
         """Run a program on the host to its end and return its exit status, whatever it is, and its output.
