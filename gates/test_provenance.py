@@ -7,6 +7,7 @@ import pytest
 from pytest_imagefresh.core.evidence import Container, Image, Production
 from pytest_imagefresh.core.identity import ImageId, Revision
 from pytest_imagefresh.core.settings import Target
+from pytest_imagefresh.core.unchanged import check_unchanged
 from pytest_imagefresh.core.verdict import (
     check_accepted,
     check_anchor,
@@ -57,12 +58,21 @@ def test_hook_refuses_unlabelled_image(
     prove(check_refused(report, "an unlabelled image", {"revision-missing"}, staging_image.id))
 
 
+@pytest.mark.link("UNCHANGED")
+def test_container_runs_unchanged_files(prove: Prove, target_run: TargetRun, staging_container: Container) -> None:
+    """After all checks, the declared content of the running container is still the image's own."""
+    changes, places = target_run.read_changes(staging_container)
+    prove(check_unchanged(staging_container, changes, places, target_run.target))
+
+
 @pytest.mark.link("SAME_CONTAINER")
 def test_container_is_still_the_same(
     prove: Prove, target_run: TargetRun, staging_container: Container, staging_image: Image
 ) -> None:
-    """At the end, what runs in staging is what ran at the beginning, without a restart."""
-    prove(check_same_container(staging_container, target_run.read_staging_container(), staging_image.id))
+    """At the end, what runs in staging is what ran at the beginning, without a restart, long enough."""
+    now, clock = target_run.read_staging_container(), target_run.run.engine.read_clock()
+    settle = target_run.settings.settle
+    prove(check_same_container(staging_container, now, staging_image.id, clock=clock, settle=settle))
 
 
 @pytest.mark.link("ANCHOR_HOLDS")

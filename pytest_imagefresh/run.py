@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -27,14 +27,15 @@ from pytest_imagefresh.adapters.git import (
 from pytest_imagefresh.adapters.hook import InstalledHook, bundled_hook
 from pytest_imagefresh.adapters.host import Host, connect
 from pytest_imagefresh.adapters.records import new_run_id
-from pytest_imagefresh.core.content import Content
+from pytest_imagefresh.core.content import Content, Place
 from pytest_imagefresh.core.contract import promotion_variables, staging_variables
 from pytest_imagefresh.core.errors import EvidenceError, ImagefreshError, Refused
-from pytest_imagefresh.core.evidence import Anchor, CheckResult, Container, HookReport, Production
+from pytest_imagefresh.core.evidence import Anchor, Change, CheckResult, Container, HookReport, Production
 from pytest_imagefresh.core.identity import BranchName, ImageId, RepoName, RunId
 from pytest_imagefresh.core.masking import Masker
 from pytest_imagefresh.core.settings import SENT, Build, Settings, Target, clone_on_host
 from pytest_imagefresh.core.tap import TapSummary
+from pytest_imagefresh.core.unchanged import folders_in_doubt
 from pytest_imagefresh.image_content import read_image_content
 
 _STEP = "imagefresh: step: "
@@ -296,6 +297,13 @@ class TargetRun:
     def read_staging_container(self) -> Container | None:
         """Return the staging container as it is now."""
         return self.run.engine.read_container(self.target.staging.container)
+
+    def read_changes(self, container: Container) -> tuple[Sequence[Change], Mapping[str, Place]]:
+        """Return what changed in a container's files, and what it has at the declared folders that leaves in doubt."""
+        engine = self.run.engine
+        changes = engine.read_changes(container.id)
+        doubtful = folders_in_doubt(changes, self.target.content)
+        return changes, {folder: engine.read_place(container.id, folder) for folder in doubtful}
 
     def read_production(self) -> Production:
         """Return production as it is now."""

@@ -17,7 +17,16 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pytest_imagefresh.adapters.command import Completed, Sent
 from pytest_imagefresh.core.content import Place
 from pytest_imagefresh.core.errors import EvidenceError
-from pytest_imagefresh.core.evidence import CheckResult, Container, HookReport, Image, Port, PortOwner, Production
+from pytest_imagefresh.core.evidence import (
+    Change,
+    CheckResult,
+    Container,
+    HookReport,
+    Image,
+    Port,
+    PortOwner,
+    Production,
+)
 from pytest_imagefresh.core.identity import ContainerId, ImageId, RunId
 from pytest_imagefresh.core.settings import Prod
 
@@ -136,6 +145,12 @@ class FakeEngine:
         found = self.world.add(Image(ImageId(f"sha256:{digest(name)}"), ""), name)
         yield found.id
         del self.world.images[name], self.world.images[found.id.digest]
+
+    def read_changes(self, container_id: ContainerId) -> tuple[Change, ...]:
+        return (Change("/tmp", "changed"), Change("/tmp/lock", "added"))
+
+    def read_clock(self) -> str:
+        return "2026-01-02T03:05:00Z"
 
     def read_port_owners(self, port: int) -> tuple[PortOwner, ...]:
         return tuple(

@@ -22,6 +22,7 @@ from pytest_imagefresh.core.content import Place
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError
 from pytest_imagefresh.core.evidence import (
     REVISION_LABEL,
+    Change,
     CheckResult,
     Container,
     Image,
@@ -45,6 +46,9 @@ _FOLDER_LABEL = "com.docker.compose.project.working_dir"
 
 _MADE_AS = ("Name", "Path", "Args", "Config", "HostConfig")
 """What of a container's inspect JSON tells how it was made, and nothing of how it fares."""
+
+_CHANGES = {0: "changed", 1: "added", 2: "deleted"}
+"""Source: Docker Engine API, ContainerChanges."""
 
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _ABBREVIATED_ID = re.compile(r"(sha256:)?[0-9a-f]{1,63}")
@@ -311,6 +315,17 @@ class Engine:
                 containers.append(parse_container(attrs))
         image = self.read_image(prod_image)
         return Production(tuple(sorted(containers, key=lambda each: each.id.hex)), image.id if image else None)
+
+    def read_changes(self, container_id: ContainerId) -> tuple[Change, ...]:
+        """Return every path at which a container's files are not its image's. Nothing is seen below a mount."""
+        with _asking(self.socket, f"the changed files of container {container_id}"):
+            changes = self.client.api.diff(container_id.hex) or ()
+            return tuple(Change(_text(each["Path"]), _CHANGES[each["Kind"]]) for each in changes)
+
+    def read_clock(self) -> str:
+        """Return the engine's own time, in RFC 3339."""
+        with _asking(self.socket, "its time"):
+            return _text(self.client.info()["SystemTime"])
 
     def read_port_owners(self, port: int) -> tuple[PortOwner, ...]:
         """Return every container that publishes a TCP port of the host now, once per address."""

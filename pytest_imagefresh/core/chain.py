@@ -25,6 +25,7 @@ class Link(enum.Enum):
     REFUSES_WRONG = "hook refuses a wrong revision"
     REFUSES_EMPTY = "hook refuses an empty revision"
     REFUSES_UNLABELLED = "hook refuses an unlabelled image"
+    UNCHANGED = "container runs unchanged files"
     SAME_CONTAINER = "container is still the same"
     ANCHOR_HOLDS = "branch is still at the validated revision"
     PRODUCTION = "production untouched"

@@ -106,6 +106,15 @@ class PortOwner:
 
 
 @dataclass(frozen=True)
+class Change:
+    """One path at which a container's files are not its image's."""
+
+    path: str
+    kind: str
+    """changed, added or deleted."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """What one HTTP GET on the staging port brought back."""
 

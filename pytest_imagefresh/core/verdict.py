@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_imagefresh.core.content import Content, some_of
 from pytest_imagefresh.core.errors import EvidenceError, Refused
@@ -16,6 +16,7 @@ from pytest_imagefresh.core.evidence import (
     Production,
 )
 from pytest_imagefresh.core.identity import ImageId, Revision
+from pytest_imagefresh.core.rfc3339 import parse_time
 from pytest_imagefresh.core.tap import TapSummary
 
 Subject = ImageId | Revision
@@ -173,15 +174,33 @@ def check_container(container: Container | None, expected: ImageId) -> Verdict:
     return compare(f"image of container {container.name}", expected, container.image_id, expected)
 
 
-def check_same_container(first: Container, now: Container | None, expected: ImageId) -> Verdict:
-    """Accept when the container seen now is the one seen first, started at the same moment, still as it should be."""
+def check_same_container(
+    first: Container, now: Container | None, expected: ImageId, *, clock: str, settle: float
+) -> Verdict:
+    """Accept when the container seen now is the one seen first, up since the same moment, and for `settle` seconds.
+
+    `clock` is the engine's own time, RFC 3339: what this machine's clock says does not count.
+    """
     verdict = check_container(now, expected)
     if now is None or not verdict:
         return verdict
     same = compare(
         "the staging container", f"{first.id} since {first.started_at}", f"{now.id} since {now.started_at}", expected
     )
-    return all_of([verdict, same])
+    return all_of([verdict, same, _check_settled(now, expected, clock, settle)])
+
+
+def _check_settled(container: Container, expected: ImageId, clock: str, settle: float) -> Verdict:
+    up = parse_time(clock) - parse_time(container.started_at)
+    wanted, seen = f"up for {settle:g} s", f"up for {up:.1f} s"
+    if up < settle:
+        return Verdict(
+            f"container {container.name} is {seen} by the engine's clock, expected {settle:g} s at least; run again",
+            None,
+            wanted,
+            seen,
+        )
+    return Verdict(f"container {container.name} is {seen}", expected, wanted, seen)
 
 
 def check_staging_check(result: CheckResult | None, tap: TapSummary | None, subject: ImageId) -> Verdict:
@@ -205,11 +224,27 @@ def check_staging_check(result: CheckResult | None, tap: TapSummary | None, subj
 
 
 def check_production_untouched(before: Production, after: Production, subject: ImageId) -> Verdict:
-    """Accept when production is, byte for byte of what the engine says, as it was before the gate began."""
+    """Accept when production is as it was before the gate began: what the engine says of how it was made and runs.
+
+    Only its health may differ, as it comes and goes by itself; but none may have turned unhealthy.
+    """
     seen, wanted = describe_production(after), describe_production(before)
-    if before != after:
+    well = {each.id for each in before.containers if each.health != "unhealthy"}
+    ill = [each.name for each in after.containers if each.health == "unhealthy" and each.id in well]
+    if ill:
+        return Verdict(
+            f"production turned unhealthy while the gate ran: {', '.join(ill)}, expected none; look at its log",
+            None,
+            wanted,
+            seen,
+        )
+    if _without_health(before) != _without_health(after):
         return Verdict(f"production changed while the gate ran: it was {wanted}, it is {seen}", None, wanted, seen)
     return Verdict(f"production is as it was: {seen}", subject, wanted, seen)
+
+
+def _without_health(production: Production) -> Production:
+    return replace(production, containers=tuple(replace(each, health="") for each in production.containers))
 
 
 def describe_production(production: Production) -> str:
@@ -217,7 +252,8 @@ def describe_production(production: Production) -> str:
     if not production.containers:
         return f"no container, prod image {production.image_id or 'not tagged'}"
     rows = [
-        f"{each.name} ({each.id.hex[:12]}, {each.status}, since {each.started_at})" for each in production.containers
+        f"{each.name} ({each.id.hex[:12]}, {each.status}, since {each.started_at}, made as {each.made_as[:12]})"
+        for each in production.containers
     ]
     return f"{', '.join(rows)}, prod image {production.image_id or 'not tagged'}"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_imagefresh.core.errors import Refused
+from pytest_imagefresh.core.errors import EvidenceError, Refused
 from pytest_imagefresh.core.evidence import Anchor, CheckResult, Container, HookReport, Image, Port, Production
 from pytest_imagefresh.core.identity import BranchName, ContainerId, ImageId, Revision, TreeId
 from pytest_imagefresh.core.tap import read_tap
@@ -57,6 +57,8 @@ REPORT = HookReport(
 )
 REFUSAL = replace(REPORT, mode="--verify", exit_status=1, ok=False, kind="refused", cause="revision-mismatch")
 PRODUCTION = Production((replace(CONTAINER, id=ContainerId("7" * 64), name="shop"),), OTHER_IMAGE_ID)
+
+UP: dict[str, Any] = {"clock": "2026-01-02T03:04:10Z", "settle": 5}
 
 Change = dict[str, Any]
 
@@ -154,7 +156,7 @@ def test_any_other_label_is_refused(label: str) -> None:
 def test_a_container_of_the_built_image_is_accepted() -> None:
     assert check_container(CONTAINER, IMAGE_ID).ok
     assert check_container(replace(CONTAINER, health="healthy"), IMAGE_ID).ok
-    assert check_same_container(CONTAINER, CONTAINER, IMAGE_ID).ok
+    assert check_same_container(CONTAINER, CONTAINER, IMAGE_ID, **UP).ok
 
 
 CONTAINER_CHANGES: list[Change] = [
@@ -176,12 +178,32 @@ def test_a_container_with_any_single_difference_is_refused(change: Change) -> No
     "change", [*CONTAINER_CHANGES, {"id": ContainerId("8" * 64)}, {"started_at": "2026-01-02T03:05:05Z"}], ids=str
 )
 def test_a_container_that_changed_during_the_run_is_refused(change: Change) -> None:
-    assert not check_same_container(CONTAINER, replace(CONTAINER, **change), IMAGE_ID).ok
+    assert not check_same_container(CONTAINER, replace(CONTAINER, **change), IMAGE_ID, **UP).ok
 
 
 def test_no_container_is_refused() -> None:
     assert not check_container(None, IMAGE_ID).ok
-    assert not check_same_container(CONTAINER, None, IMAGE_ID).ok
+    assert not check_same_container(CONTAINER, None, IMAGE_ID, **UP).ok
+
+
+@pytest.mark.parametrize(
+    ("clock", "settle", "accepted"),
+    [
+        ("2026-01-02T03:04:10Z", 5, True),
+        ("2026-01-02T05:04:10.123456789+02:00", 5, True),
+        ("2026-01-02T03:04:09.999999Z", 5, False),
+        ("2026-01-02T03:04:05Z", 0, True),
+        ("2026-01-02T03:04:04Z", 0, False),
+    ],
+)
+def test_a_container_must_be_up_long_enough_by_the_engine_s_clock(clock: str, settle: float, accepted: bool) -> None:
+    assert check_same_container(CONTAINER, CONTAINER, IMAGE_ID, clock=clock, settle=settle).ok is accepted
+
+
+@pytest.mark.parametrize("clock", ["", "now", "2026-01-02", "2026-01-02T03:04:05", "2026-01-02 03:04:05Z"])
+def test_a_clock_that_shows_no_time_is_no_evidence(clock: str) -> None:
+    with pytest.raises(EvidenceError, match="the engine's time is"):
+        check_same_container(CONTAINER, CONTAINER, IMAGE_ID, clock=clock, settle=5)
 
 
 def test_a_check_that_ends_with_0_is_accepted() -> None:
@@ -224,6 +246,11 @@ def test_tap_without_numbers_counts_in_order() -> None:
 
 def test_untouched_production_is_accepted() -> None:
     assert check_production_untouched(PRODUCTION, PRODUCTION, IMAGE_ID).ok
+    starting = Production((replace(PRODUCTION.containers[0], health="starting"),), OTHER_IMAGE_ID)
+    healthy = Production((replace(PRODUCTION.containers[0], health="healthy"),), OTHER_IMAGE_ID)
+    ill = Production((replace(PRODUCTION.containers[0], health="unhealthy"),), OTHER_IMAGE_ID)
+    assert check_production_untouched(starting, healthy, IMAGE_ID).ok
+    assert check_production_untouched(ill, ill, IMAGE_ID).ok
     nothing = Production((), None)
     assert "no container" in check_production_untouched(nothing, nothing, IMAGE_ID).reason
 
@@ -237,8 +264,16 @@ def test_untouched_production_is_accepted() -> None:
         Production((replace(PRODUCTION.containers[0], started_at="later"),), OTHER_IMAGE_ID),
         Production((replace(PRODUCTION.containers[0], restart_count=1),), OTHER_IMAGE_ID),
         Production((*PRODUCTION.containers, CONTAINER), OTHER_IMAGE_ID),
+        Production((replace(PRODUCTION.containers[0], status="paused"),), OTHER_IMAGE_ID),
+        Production((replace(PRODUCTION.containers[0], name="renamed"),), OTHER_IMAGE_ID),
+        Production((replace(PRODUCTION.containers[0], networks=("other 1",)),), OTHER_IMAGE_ID),
+        Production((replace(PRODUCTION.containers[0], made_as="9" * 64),), OTHER_IMAGE_ID),
+        Production((replace(PRODUCTION.containers[0], health="unhealthy"),), OTHER_IMAGE_ID),
     ],
-    ids=["gone", "tag moved", "tag gone", "restarted", "crashed", "one more"],
+    ids=[
+        *("gone", "tag moved", "tag gone", "restarted", "crashed", "one more"),
+        *("paused", "renamed", "on another network", "updated", "unhealthy"),
+    ],
 )
 def test_touched_production_is_refused(after: Production) -> None:
     assert not check_production_untouched(PRODUCTION, after, IMAGE_ID).ok

@@ -104,3 +104,65 @@ def test_a_gate_over_replaced_code_promotes_nothing(pipeline: Pipeline) -> None:
     assert gate.says("container .* has mounts over the image's files: /app/src/orchestrator/NEWS")
     assert pipeline.promote().status == 1
     assert pipeline.prod == before
+
+
+DECLARED: dict[str, object] = {"content": {"/app/src": "src"}, "content_ignore": ["__pycache__"]}
+
+FIXES: dict[str, tuple[str, str]] = {
+    "a file is edited": ("echo 1 >>/app/src/orchestrator/jobs.py", r"/app/src/orchestrator/jobs.py \(changed\)"),
+    "a file is replaced": (
+        "cp /app/src/orchestrator/jobs.py /tmp/j; cp /tmp/j /tmp/k; mv /tmp/k /app/src/orchestrator/jobs.py",
+        r"/app/src/orchestrator/jobs.py \(changed\)",
+    ),
+    "a file is added": ("echo 1 >/app/src/sitecustomize.py", r"/app/src/sitecustomize.py \(added\)"),
+    "a file is removed": ("rm /app/src/orchestrator/jobs.py", r"/app/src/orchestrator/jobs.py \(deleted\)"),
+    "a folder is replaced by a symlink": (
+        "cp -r /app/src /tmp/src; rm -r /app/src; ln -s /tmp/src /app/src",
+        r"/app/src \((is now a symlink|deleted|changed)\)",
+    ),
+    "a folder above is replaced by a symlink": (
+        "cp -r /app /tmp/app; rm -r /app; ln -s /tmp/app /app",
+        r"/app \((is now a symlink|deleted)\)",
+    ),
+    "a folder above is replaced by a folder": (
+        "cp -r /app /tmp/app; rm -r /app; cp -r /tmp/app /app",
+        r"/app(/\S+)? \((deleted|changed|added)\)",
+    ),
+}
+
+
+def execute(pipeline: Pipeline, script: str) -> None:
+    copy = pipeline.copy
+    copy.engine.docker("exec", "--user", "0", copy.staging_container, "sh", "-c", script)
+
+
+def test_a_hot_fixed_container_is_refused_by_the_name_of_the_file(staged: Pipeline) -> None:
+    staged.configure(targets={"orchestrator": DECLARED})
+    for name, (script, reason) in FIXES.items():
+        staged.recreate_staging()
+        execute(staged, script)
+        gate = staged.reuse("unchanged_files")
+        assert gate.status == 1, (name, gate.output)
+        assert gate.says(f"does not run the files of its image: .*{reason}"), (name, gate.output)
+
+
+def test_what_a_container_may_write_is_no_hot_fix(each_pipeline: Pipeline) -> None:
+    each_pipeline.stage()
+    each_pipeline.configure(targets={"orchestrator": DECLARED})
+    execute(each_pipeline, "cd /app; mkdir -p src/__pycache__ run; touch src/__pycache__/a.pyc run/pid /tmp/a x; rm x")
+    gate = each_pipeline.reuse("unchanged_files or still_the_same")
+    assert gate.status == 0, gate.output
+    execute(each_pipeline, "cd /app; touch src/b.py")
+    gate = each_pipeline.reuse("unchanged_files")
+    assert gate.status == 1, gate.output
+
+
+def test_a_mount_over_declared_content_is_refused_although_it_is_listed(staged: Pipeline) -> None:
+    listed = {"staging": {"overrides": {"mounts": ["/app/src"]}}, **DECLARED}
+    staged.configure(targets={"orchestrator": listed})
+    staged.override({"volumes": ["old:/app/src"]}, **TOP_LEVEL)
+    gate = staged.reuse("unchanged_files or built_image")
+    assert gate.status == 1, gate.output
+    assert gate.says(r"does not run the files of its image: /app/src \(a volume lies over it\)")
+    assert not gate.says("has mounts over")
+    staged.copy.compose("down", "--volumes")

@@ -32,6 +32,14 @@ ACTIONS: dict[str, tuple[Action, str]] = {
         lambda copy: docker(copy, f"tag {copy.staging_image} {copy.prod_image}"),
         "production changed while the gate ran: it was ",
     ),
+    "production is given another restart policy": (
+        lambda copy: docker(copy, f"update --restart no {copy.prod_container}"),
+        "production changed while the gate ran: it was ",
+    ),
+    "production is cut off its network": (
+        lambda copy: docker(copy, f"network disconnect {copy.project}_default {copy.prod_container}"),
+        "production changed while the gate ran: it was ",
+    ),
     "staging is restarted": (
         lambda copy: docker(copy, f"restart --time 0 {copy.staging_container}"),
         "the staging container is [0-9a-f]{64} since .*, expected [0-9a-f]{64} since ",
