@@ -41,7 +41,7 @@ def docker_compose_command(target_run: TargetRun) -> str:
 def docker_compose_file(target_run: TargetRun, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The compose folder's configuration as the host resolves it, in a file of this machine."""
     path = tmp_path_factory.mktemp("compose") / "compose.yaml"
-    path.write_bytes(target_run.read_compose_configuration())
+    path.write_bytes(target_run.host_compose.text)
     return str(path)
 
 

@@ -27,8 +27,11 @@ def observed_files(run: TargetRun) -> dict[str, str]:
         # Masked as they came, and once more: the secrets of a container are known when it runs.
         "hook.log": run.run.mask(_lines(run.hook_log)),
         "build.log": run.run.mask(_lines(run.build_log)),
+        "check.log": run.run.mask(run.check.output.decode(errors="replace")) if run.check else "",
         "container.log": _container_log(run, _LOG_LINES),
         "content.txt": _content(run),
+        "compose.json": _compose(run),
+        "compose-differences.txt": _compose_differences(run),
         "image.json": _inspected(run, "image_id"),
         "container.json": _inspected(run, "container_id"),
     }
@@ -78,6 +81,16 @@ def _describe(run: TargetRun, fact: str) -> Mapping[str, Any]:
     return (
         engine.describe_image(ImageId(found)) if fact == "image_id" else engine.describe_container(ContainerId(found))
     )
+
+
+def _compose(run: TargetRun) -> str:
+    """Return the host's compose configuration as it was resolved, secrets masked."""
+    found = run.compose.configuration if run.compose else {}
+    return json.dumps(run.run.mask.deep(found), indent=2) + "\n" if found else ""
+
+
+def _compose_differences(run: TargetRun) -> str:
+    return run.run.mask(_lines(run.compose.lines(run.run.mask))) if run.compose else ""
 
 
 def _content(run: TargetRun) -> str:

@@ -27,9 +27,11 @@ from pytest_imagefresh.adapters.git import (
 from pytest_imagefresh.adapters.hook import InstalledHook, bundled_hook
 from pytest_imagefresh.adapters.host import Host, connect
 from pytest_imagefresh.adapters.records import new_run_id
+from pytest_imagefresh.compose_evidence import HostCompose, Meanwhile, compare_with_commit, read_host_compose
+from pytest_imagefresh.core.compose import ComposeEvidence
 from pytest_imagefresh.core.content import Content, Place
 from pytest_imagefresh.core.contract import promotion_variables, staging_variables
-from pytest_imagefresh.core.errors import EvidenceError, ImagefreshError, Refused
+from pytest_imagefresh.core.errors import ImagefreshError, Refused
 from pytest_imagefresh.core.evidence import Anchor, Change, CheckResult, Container, HookReport, Production
 from pytest_imagefresh.core.identity import BranchName, ImageId, RepoName, RunId
 from pytest_imagefresh.core.masking import Masker
@@ -194,6 +196,8 @@ class TargetRun:
         self.settings = _with_compose_folder(run.settings, here)
         self.facts: dict[str, str] = {}
         """What reports name this target's proof by: revision, image_id, container_id, engine_id."""
+        self.check: CheckResult | None = None
+        """The end of the staging check, whether or not it was a good one."""
         self.tap: TapSummary | None = None
         """What the staging check said, where it speaks TAP."""
         self.content: Content | None = None
@@ -202,6 +206,9 @@ class TargetRun:
         """Everything that the hook said in this run, line by line, secrets masked."""
         self.build_log: list[str] = []
         """What the build itself said."""
+        self.compose: ComposeEvidence | None = None
+        """The host's compose configuration beside the commit's, once staging was rebuilt."""
+        self._meanwhile: Meanwhile[tuple[HostCompose, ComposeEvidence]] | None = None
         self._building = False
         self.unbilled_seconds = 0.0
         """How long the rebuild took, where its own test was not the one that waited for it."""
@@ -215,11 +222,16 @@ class TargetRun:
         return self.run.anchor(self.target.repo)
 
     @once
+    def compose_files(self) -> dict[str, bytes]:
+        """What compose may read of the validated commit: path -> bytes."""
+        bound = self.settings.timeouts.git
+        return read_tree_files(self.run.clone(self.target.repo), self.anchor.revision, is_compose_input, timeout=bound)
+
+    @once
     def build(self) -> Build:
         """How the validated commit says it is built."""
         bound = self.settings.timeouts.git
-        files = read_tree_files(self.run.clone(self.target.repo), self.anchor.revision, is_compose_input, timeout=bound)
-        build = read_build(files, self.target, self.anchor.revision, timeout=bound)
+        build = read_build(self.compose_files, self.target, self.anchor.revision, timeout=bound)
         self.run.mask.learn(build.args)
         return build
 
@@ -241,8 +253,13 @@ class TargetRun:
         )
         # What was there before is observed before anything changes.
         _ = self.production_before, self.container_before
+        # With the hook's first word its session is open: on a host that allows only one, the hook comes first.
+        reading = self._meanwhile = Meanwhile(self._compare_compose)
         with self._sent() as pack:
-            return self._call("--build-staging", variables, _build_bound(self.settings), stdin=pack)
+            report = self._call("--build-staging", variables, _build_bound(self.settings), stdin=pack)
+        self.check = report.check
+        self._keep_compose(reading)
+        return report
 
     def _sent(self) -> AbstractContextManager[Sent]:
         """What the hook is sent to build from: nothing, or everything where the host has no clone."""
@@ -312,19 +329,34 @@ class TargetRun:
     def run_staging_check(self, container: Container) -> CheckResult:
         """Run the staging check in a running container."""
         argv = self.target.staging.check_argv()
-        return self.run.engine.run_in_container(container.id, argv, timeout=self.settings.timeouts.check)
+        self.check = self.run.engine.run_in_container(container.id, argv, timeout=self.settings.timeouts.check)
+        return self.check
 
-    def read_compose_configuration(self) -> bytes:
-        """Return the compose folder's configuration as compose on the host resolves it, in YAML."""
-        host = self.settings.host
-        config = [f"DOCKER_CONFIG={host.docker_config}"] if host.docker_config else []
-        folder = ["--project-directory", host.repo_path, "--profile", self.target.staging.profile]
-        argv = ["env", "-C", host.repo_path, *config, "docker", "compose", *folder, "config"]
-        done = self.run.host.run(argv, timeout=self.settings.timeouts.inspect)
-        if done.status != 0:
-            said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
-            raise EvidenceError(f"compose cannot resolve {host.repo_path} on {self.run.host.name}; it said: {said[0]}")
-        return done.stdout
+    @once
+    def host_compose(self) -> HostCompose:
+        """The host's compose folder, as compose there resolves it."""
+        return self._read_host_compose()
+
+    def _read_host_compose(self) -> HostCompose:
+        host, bounds = self.settings.host, self.settings.timeouts
+        return read_host_compose(self.run.host, host, self.target.staging.profile, timeout=bounds.inspect)
+
+    def _compare_compose(self) -> tuple[HostCompose, ComposeEvidence]:
+        folder, bounds = self.settings.host.repo_path, self.settings.timeouts
+        found = self._read_host_compose()
+        return found, compare_with_commit(found, self.compose_files, self.target, folder, timeout=bounds.git)
+
+    def _keep_compose(self, reading: Meanwhile[tuple[HostCompose, ComposeEvidence]]) -> None:
+        """Keep what was read of the compose files. It decides nothing, so a failure is told and refuses nothing."""
+        try:
+            found, self.compose = reading.result()
+            self.host_compose = found
+            found.teach(self.run.mask)
+        except ImagefreshError as error:
+            problem = f"the host's compose configuration is unknown: {error}"
+            self.compose = ComposeEvidence(self.target.staging.service, {}, "", problem)
+        self.facts["compose"] = self.run.mask(self.compose.sentence())
+        self.facts["compose_sha256"] = self.compose.sha256 or "unknown"
 
     def _promotion(self, expected_revision: str, expected_image: ImageId | None) -> dict[str, str]:
         return promotion_variables(
@@ -348,6 +380,8 @@ class TargetRun:
 
     def _listen(self, steps: Steps, line: str) -> None:
         """Keep one line of the hook's speech; tell an announced step from the output of its commands."""
+        if self._meanwhile is not None:
+            self._meanwhile.start()
         line = self.run.mask(line)
         self.hook_log.append(line)
         if line.startswith(_STEP):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_imagefresh.core.chain import ExitStatus, Ledger, Link
+from pytest_imagefresh.core.compose import SAME
 from pytest_imagefresh.core.layers import Configuration
 from pytest_imagefresh.run import GateRun
 
@@ -49,6 +50,9 @@ def show_chain(terminal: pytest.TerminalReporter, ledger: Ledger, target: str, e
         proven = state == "proven"
         detail = "" if proven or state == "not proven" else f": {reason}"
         terminal.write_line(f"  {state:10}  {link.value}{detail}", green=proven, red=not proven)
+    compose = facts.get("compose", SAME)
+    if compose != SAME:
+        terminal.write_line(f"  compose: {compose}; see compose-differences.txt", yellow=True, bold=True)
     terminal.write_line(f"  evidence: {evidence}")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ from pytest_imagefresh.core.evidence import (
 )
 from pytest_imagefresh.core.identity import ContainerId, ImageId, RunId
 from pytest_imagefresh.core.settings import Prod
+
+ENVIRONMENT = {"API_TOKEN": "s3cr3t-of-staging", "ROLE": "staging"}
+"""Of the staging container."""
 
 
 def digest(text: str) -> str:
@@ -88,7 +92,7 @@ class World:
             restart_count=0,
             network_mode="default",
             ports=(Port("8000/tcp", "127.0.0.1", port),),
-            environment={"API_TOKEN": "s3cr3t-of-staging", "ROLE": "staging"},
+            environment=dict(ENVIRONMENT),
         )
         self.containers[name] = container
         return container
@@ -121,7 +125,7 @@ class FakeEngine:
         return {"Id": image_id.digest}
 
     def describe_container(self, container_id: ContainerId) -> dict[str, object]:
-        return {"Id": container_id.hex, "Config": {"Env": ["API_TOKEN=s3cr3t-of-staging", "ROLE=staging"]}}
+        return {"Id": container_id.hex, "Config": {"Env": [f"{name}={value}" for name, value in ENVIRONMENT.items()]}}
 
     def logs_tail(self, container_id: ContainerId, lines: int) -> bytes:
         return b"listening with s3cr3t-of-staging\n"
@@ -197,8 +201,18 @@ class FakeHost:
         stdin: bytes = b"",
         on_line: Callable[[str], None] | None = None,
     ) -> Completed:
+        if any("docker compose" in word for word in argv):
+            return self._resolve(argv)
         confirmed = b"" if "no-deadman" in self.world.faults else b"armed 1\n"
         return Completed(tuple(argv), 0, confirmed, b"")
+
+    def _resolve(self, argv: Sequence[str]) -> Completed:
+        """Resolve the compose folder, as compose on the host would."""
+        if "compose-unknown" in self.world.faults:
+            return Completed(tuple(argv), 1, b"", b"no compose here\n")
+        service = {"profiles": ["staging"], "environment": {**ENVIRONMENT, "LEVEL": "s3cr3t-of-the-host"}}
+        configuration = json.dumps({"name": "shop", "services": {"shop-staging": service}})
+        return Completed(tuple(argv), 0, configuration.encode() + b"\0DB_PASSWORD=s3cr3t-of-the-host\n", b"")
 
     def engine_socket(self) -> str:
         return "/fake.sock"

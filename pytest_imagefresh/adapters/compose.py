@@ -28,6 +28,7 @@ from pytest_imagefresh.core.build import (
     check_reach,
     find_compose_files,
 )
+from pytest_imagefresh.core.compose import NO_FILE, service_of
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError, Refused
 from pytest_imagefresh.core.identity import Revision
 from pytest_imagefresh.core.settings import Build, Target
@@ -46,6 +47,8 @@ _ENV_FILE = ".env"
 _CONFIG = ("config", "--format", "json", "--no-normalize")
 # A service's env_file is often on the host only, and says nothing about a build. Compose before 2.35 has no such flag.
 _LENIENCE: tuple[list[str], ...] = (["--no-env-resolution"], [])
+# As compose on the host prints it. An env_file is never read here: any file of this machine could be named.
+_NORMAL_CONFIG = ("config", "--format", "json", "--no-env-resolution")
 
 # Without one of these words, and without the escapes and tags that can spell them otherwise, a file reads no other.
 _READS_OTHERS = re.compile(r"include|extends|label_file|[\\!]")
@@ -81,6 +84,28 @@ def read_build(files: Mapping[str, bytes], target: Target, revision: Revision, *
         if section is None:
             return check_build_table(target.build, target=target.name)
         return check_build(section, root, service=target.staging.service)
+
+
+def read_service(
+    files: Mapping[str, bytes], service: str, *, env: bytes, project: str, timeout: float
+) -> dict[str, object] | None:
+    """Return a service as the commit's own compose file has it, resolved as if it lay on the host.
+
+    `files` as for `read_build`; `env` is the host's `.env`, `project` the name of its compose project. Paths are
+    relative to the project folder. None where the commit has a compose file without such a service. Raises Refused
+    for a file that does not resolve, or a commit without compose file; ConfigError and EvidenceError as `read_build`.
+    """
+    roots = _root_files(files)
+    if not roots:
+        raise Refused(NO_FILE)
+    deadline = time.monotonic() + timeout
+    with _laid_out({**files, _ENV_FILE: env}, "commit") as root:
+        compose = _Compose(root, compose_binaries(), None, deadline)
+        _check_files(compose, files, roots)
+        done = compose.config(roots, form=("--project-name", project, *_NORMAL_CONFIG), lenience=([],))
+        if done.status != 0:
+            raise compose.refused(done, " with ".join(roots))
+        return service_of(_json(done, roots[0]), service, root)
 
 
 def _root_files(files: Mapping[str, bytes]) -> tuple[str, ...]:
@@ -140,20 +165,27 @@ class _Compose:
 
     root: str
     binaries: tuple[str, ...]
-    revision: Revision
+    revision: Revision | None
+    """None where GIT_SHA is to be as unset as it is on the host."""
     deadline: float
 
     def config(
-        self, files: Sequence[str], *flags: str, stdin: bytes = b"", variables: Mapping[str, str] | None = None
+        self,
+        files: Sequence[str],
+        *flags: str,
+        stdin: bytes = b"",
+        variables: Mapping[str, str] | None = None,
+        form: Sequence[str] = _CONFIG,
+        lenience: Sequence[Sequence[str]] = _LENIENCE,
     ) -> command.Completed:
         """Let compose resolve files of the folder. Raises ConfigError where no binary of this machine is new enough."""
         words = [word for file in files for word in ("--file", file)]
         # With every profile: a service of another profile than expected must not look like one without a build section.
-        argv = ["--profile", "*", *words, *_CONFIG, *flags]
+        argv = ["--profile", "*", *words, *form, *flags]
         env = self._environment(variables or {})
-        for binary, lenience in itertools.product(self.binaries, _LENIENCE):
+        for binary, lenient in itertools.product(self.binaries, lenience):
             left = max(0.01, self.deadline - time.monotonic())
-            done = command.run([binary, *argv, *lenience], timeout=left, cwd=self.root, env=env, stdin=stdin)
+            done = command.run([binary, *argv, *lenient], timeout=left, cwd=self.root, env=env, stdin=stdin)
             if done.status == 0 or not _TOO_OLD.search(_speech(done)):
                 return done
         observed = f"only {', '.join(self.binaries)}, too old" if self.binaries else "none"
@@ -166,7 +198,7 @@ class _Compose:
         """Return the whole environment: any of it lands where a file says `${NAME}`. Remote files are disabled."""
         return {
             **variables,
-            REVISION_ARG: self.revision.hex,
+            **({REVISION_ARG: self.revision.hex} if self.revision else {}),
             "PATH": "/usr/bin:/bin",
             "HOME": "/nonexistent",
             "COMPOSE_EXPERIMENTAL_GIT_REMOTE": "false",

@@ -17,7 +17,7 @@ from pytest_imagefresh.core.evidence import (
 )
 from pytest_imagefresh.core.identity import ImageId, Revision
 from pytest_imagefresh.core.rfc3339 import parse_time
-from pytest_imagefresh.core.tap import TapSummary
+from pytest_imagefresh.core.tap import TapSummary, find_contradiction
 
 Subject = ImageId | Revision
 
@@ -204,7 +204,10 @@ def _check_settled(container: Container, expected: ImageId, clock: str, settle: 
 
 
 def check_staging_check(result: CheckResult | None, tap: TapSummary | None, subject: ImageId) -> Verdict:
-    """Accept when the staging check ran, ended with 0 and, where it speaks TAP, every planned test is ok."""
+    """Accept when the staging check ran, ended with 0 and, where it speaks TAP, every planned test is ok.
+
+    `tap` None stands for a check whose exit status decides; its output must at least not say the contrary.
+    """
     if result is None:
         return Verdict("the staging check did not run; expected its exit status", None, "exit status 0", "no run")
     if result.exit_status != 0:
@@ -218,6 +221,15 @@ def check_staging_check(result: CheckResult | None, tap: TapSummary | None, subj
     if tap is not None and tap.problem:
         return Verdict(
             f"the staging check ended with 0, but its TAP says: {tap.problem}", None, "every test ok", tap.problem
+        )
+    contradiction = find_contradiction(result.output) if tap is None else ""
+    if contradiction:
+        return Verdict(
+            f"the staging check ended with 0, but its output says: {contradiction}; expected both to agree; correct "
+            'the check, or say check_format = "tap" if it speaks TAP',
+            None,
+            "exit status 0",
+            contradiction,
         )
     seen = f"exit status 0, {tap.passed} tests ok" if tap is not None else "exit status 0"
     return Verdict(f"the staging check passed: {seen}", subject, "exit status 0", seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import stat
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_imagefresh.adapters.compose import read_build
+from pytest_imagefresh.adapters.compose import read_build, read_service
 from pytest_imagefresh.core.build import BASE_FILES, OVERRIDE_FILES, find_compose_files
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError, Refused
 from pytest_imagefresh.core.identity import Revision
@@ -401,3 +402,62 @@ def test_a_strange_answer_of_compose_is_no_evidence(alone: Path, script: str, pr
     program(alone, f"PATH=/usr/bin:/bin; {script}")
     with pytest.raises(EvidenceError, match=problem):
         read("services: {web: {build: .}}", timeout=0.5)
+
+
+# --- a service as the commit has it
+
+
+def service(files: Mapping[str, str] | str, *, env: str = "", timeout: float = 30) -> dict[str, object] | None:
+    """Read the service web of a commit that holds these files, resolved with the `.env` of a host."""
+    texts = {"compose.yaml": files} if isinstance(files, str) else files
+    contents = {path: textwrap.dedent(text).encode() for path, text in texts.items()}
+    return read_service(contents, "web", env=env.encode(), project="on-host", timeout=timeout)
+
+
+def web(**body: object) -> str:
+    return json.dumps({"services": {"web": {"image": "x", **body}}})
+
+
+def test_a_service_is_resolved_as_if_it_lay_on_the_host() -> None:
+    found = service(
+        {
+            "compose.yaml": web(
+                image="${IMAGE:-own}",
+                container_name="${COMPOSE_PROJECT_NAME}-${NAME}",
+                volumes=["./data:/data", "${MOUNT:-/own}:/m"],
+                environment={"GIT_SHA": "${GIT_SHA-unset}"},
+            ),
+            ".env": "IMAGE=of-the-commit\nNAME=commit\n",
+        },
+        env="IMAGE=of-the-host\nNAME=host\nCOMPOSE_FILE=another.yaml\n",
+    )
+    assert found is not None
+    assert (found["image"], found["container_name"]) == ("of-the-host", "on-host-host")
+    assert [mount["source"] for mount in found["volumes"]] == ["./data", "/own"]  # type: ignore[attr-defined]
+    assert found["environment"] == {"GIT_SHA": "unset"}
+
+
+def test_an_env_file_of_this_machine_is_never_read() -> None:
+    found = service(web(env_file=["/etc/hostname", {"path": "missing.env"}]))
+    assert found is not None
+    assert [entry["path"] for entry in found["env_file"]] == ["/etc/hostname", "./missing.env"]  # type: ignore[attr-defined]
+    assert not found.get("environment")
+
+
+def test_a_commit_without_the_service_has_none() -> None:
+    assert service("services: {other: {image: x}}") is None
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"README": ""}, "the commit has no compose file; staging runs as the host's own says"),
+        ("services: {web: {image: [}", "compose.yaml of the commit does not resolve"),
+        ("services: {web: {image: '${NEEDED:?}'}}", "compose.yaml of the commit does not resolve: .*NEEDED"),
+        ("include: [/etc/hostname]\nservices: {}", "include"),
+    ],
+    ids=str,
+)
+def test_a_service_that_cannot_be_had_says_why(files: Mapping[str, str] | str, reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        service(files)

@@ -240,6 +240,48 @@ def test_tap_that_does_not_prove_everything_is_refused(tap: bytes) -> None:
     assert not check_staging_check(CheckResult(0, tap), read_tap(tap), IMAGE_ID).ok
 
 
+@pytest.mark.parametrize(
+    "output",
+    [
+        b"fine\nnot ok 2 - the till\n",
+        b"TAP version 13\n1..2\nok 1\nnot ok 2 - the till\n",
+        b"ok 1\nBail out! no database\n",
+        b"1..0 # SKIP nothing to do\n",
+        b"ok 1 # SKIP later\nok 2 # SKIP later\n",
+    ],
+    ids=str,
+)
+def test_an_exit_status_of_0_that_the_output_contradicts_is_refused(output: bytes) -> None:
+    assert "its output says: " in check_staging_check(CheckResult(0, output), None, IMAGE_ID).reason
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        b"",
+        b"1.20 seconds\n12345 rows\nokay\n",
+        b"it is not ok to say so in the middle\n",
+        b"ok 1\nok 2 # SKIP later\n",
+        b"ok 1\nnot ok 2 # TODO not yet\n",
+        b"1..3\nok 1\n",
+        b"TAP version 12\nok 1\n",
+        b"\xff\xfe\0",
+    ],
+    ids=str,
+)
+def test_an_exit_status_decides_where_the_output_does_not_contradict(output: bytes) -> None:
+    assert check_staging_check(CheckResult(0, output), None, IMAGE_ID).ok
+
+
+@pytest.mark.parametrize("tap", [b"TAP version 12\n1..1\nok 1\n", b"1.." + b"9" * 5000 + b"\nok 1\n"], ids=len)
+def test_what_is_no_tap_is_refused(tap: bytes) -> None:
+    assert read_tap(tap).problem.startswith("it is no TAP: ")
+
+
+def test_a_number_in_the_output_is_no_second_plan() -> None:
+    assert read_tap(b"1..1\n12345 rows\n1.20 s\nok 1\n").problem == ""
+
+
 def test_tap_without_numbers_counts_in_order() -> None:
     assert read_tap(b"ok - a\nok - b\n1..2\n").problem == ""
 

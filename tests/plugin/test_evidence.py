@@ -20,7 +20,8 @@ IN_ENVIRONMENT = "s3cr3t-of-the-environment"
 IN_CONTAINER = "s3cr3t-of-staging"
 IN_BUILD = "s3cr3t-of-the-build"
 IN_URL = "s3cr3t-of-a-url"
-SECRETS = (IN_ENVIRONMENT, IN_CONTAINER, IN_BUILD, IN_URL)
+IN_DOTENV = "s3cr3t-of-the-host"
+SECRETS = (IN_ENVIRONMENT, IN_CONTAINER, IN_BUILD, IN_URL, IN_DOTENV)
 OPEN = "no-s3cr3t-at-all"
 
 COMPOSE = f"""
@@ -165,6 +166,9 @@ def test_the_folder_of_a_run_holds_what_a_person_needs(session: Session, chatty:
         "hook.log",
         "build.log",
         "container.log",
+        "check.log",
+        "compose.json",
+        "compose-differences.txt",
         "image.json",
         "container.json",
         "chain.txt",
@@ -186,6 +190,28 @@ def test_settings_are_kept_with_their_sources(session: Session) -> None:
     assert "IMAGEFRESH_TIMEOUTS__GIT" in kept["sources"]["timeouts.git"]
     assert "imagefresh.toml" in kept["sources"]["repos_dir"]
     assert "branch" not in kept["sources"]
+
+
+def test_the_hosts_compose_configuration_is_kept_and_its_differences_are_named(session: Session) -> None:
+    place = session()
+    folder = folder_of(place)
+    service = json.loads((folder / "compose.json").read_text())["services"]["shop-staging"]
+    assert service["environment"] == {"API_TOKEN": "***", "ROLE": "staging", "LEVEL": "***"}
+    digest, sentence, *lines = (folder / "compose-differences.txt").read_text().splitlines()
+    record = json.loads((folder / "chain.json").read_text())
+    assert digest == f"sha256 of the host's resolved configuration: {record['compose_sha256']}"
+    assert len(record["compose_sha256"]) == 64
+    assert sentence == "service shop-staging of the host's file differs from the commit's: environment, profiles"
+    assert 'services.shop-staging.environment.ROLE: host has "staging", commit has nothing' in lines
+    assert f"  compose: {sentence}; see compose-differences.txt" in ended(place).splitlines()
+
+
+def test_a_compose_configuration_that_cannot_be_read_is_said_and_refuses_nothing(session: Session) -> None:
+    place = session(faults=("compose-unknown",))
+    words = "the host's compose configuration is unknown: compose cannot resolve /srv/shop on fake; it said: no compose"
+    assert words in (folder_of(place) / "compose-differences.txt").read_text()
+    assert f"  compose: {words}" in ended(place)
+    assert len(place.complete_records()) == 1
 
 
 def test_hook_and_build_are_told_apart(session: Session) -> None:

@@ -26,6 +26,9 @@ def test_a_complete_gate_passes_and_leaves_a_record(gate_folder: GateFolder) -> 
     ended = gate_folder.gate()
     assert ended.status == 0, ended
     assert ended.says("^GATE PASSED$")
+    assert ended.says(
+        "^  compose: the commit has no compose file; staging runs as the host's own says; see compose-diff"
+    )
     kept = record(gate_folder)
     assert kept["complete"] is True
     assert kept["revision"] == gate_folder.revision
