@@ -8,6 +8,7 @@ HOOK = "hooks/deploy-hook.sh"
 VERDICT = "pytest_imagefresh/core/verdict.py"
 ANCHOR = "pytest_imagefresh/adapters/git/anchor.py"
 KNOWN_HOSTS = "pytest_imagefresh/adapters/ssh/known_hosts.py"
+CONTENT_TESTS = "tests/core/test_content.py"
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,55 @@ GUARDS = [
         "record",
         (fault("staging is restarted while the gate runs"),),
     ),
+    Guard(
+        "every declared file is compared with the commit's",
+        VERDICT,
+        "    if differences:\n",
+        "    if len(differences) > 9:\n",
+        (CONTENT_TESTS,),
+    ),
+    Guard(
+        "a declared folder is a real one",
+        VERDICT,
+        "    if misplaced:\n",
+        "    if len(misplaced) > 9:\n",
+        (CONTENT_TESTS,),
+    ),
+    Guard(
+        "what may be added is no excuse for a file of the commit",
+        "pytest_imagefresh/core/content.py",
+        '        return "missing" if seen is None else _describe(wanted, seen)\n',
+        '        return _describe(wanted, seen or wanted) if not is_ignored(path, self.ignore) else ""\n',
+        (CONTENT_TESTS,),
+    ),
+    Guard(
+        "an archive is read to its end",
+        "pytest_imagefresh/adapters/archive.py",
+        "            if source.end_of_data > archive.offset or source.size < archive.offset + _END:\n",
+        "            if not files:\n",
+        ("tests/adapters/test_archive.py",),
+    ),
+    Guard(
+        "an archive holds each file once",
+        "pytest_imagefresh/adapters/archive.py",
+        "        if path in files or len(files) >= FILE_LIMIT:\n",
+        "        if len(files) >= FILE_LIMIT:\n",
+        ("tests/adapters/test_archive.py",),
+    ),
+    Guard(
+        "the commit's trees are hashed again",
+        "pytest_imagefresh/adapters/git/content.py",
+        "        check_hash(found, git.folder)\n",
+        "        _ = check_hash\n",
+        ("tests/adapters/test_git_content.py",),
+    ),
+    Guard(
+        "a submodule is read where the clone keeps it",
+        "pytest_imagefresh/adapters/git/content.py",
+        'if not name or ".." in name.split("/") or not',
+        "if not name or not",
+        ("tests/adapters/test_git_content.py",),
+    ),
     # -- the container and the port
     Guard(
         "staging is always recreated",
@@ -264,5 +314,12 @@ GUARDS = [
         "            text = text.replace(value, MASK)\n",
         "            pass\n",
         (fault("secrets in build output, check output and environment, of a gate that refuses"),),
+    ),
+    Guard(
+        "a check's output does not contradict its exit status",
+        VERDICT,
+        "    if contradiction:\n",
+        "    if contradiction and tap is not None:\n",
+        ("tests/core/test_verdict.py",),
     ),
 ]

@@ -25,7 +25,8 @@ LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".engine", ".demo", ".faults", ".bench", ".cache", ".imagefresh", "*_cache", "__pycache__"
 )
 
-console = Console(highlight=False)
+# What tests are called is no markup.
+console = Console(highlight=False, markup=False)
 
 
 @dataclass(frozen=True)
