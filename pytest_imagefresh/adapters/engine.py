@@ -184,6 +184,12 @@ def _words(value: object) -> tuple[str, ...]:
     return tuple(map(_text, value))
 
 
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list, observed {value!r}")
+    return value
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, observed {value!r}")
@@ -319,8 +325,10 @@ class Engine:
     def read_changes(self, container_id: ContainerId) -> tuple[Change, ...]:
         """Return every path at which a container's files are not its image's. Nothing is seen below a mount."""
         with _asking(self.socket, f"the changed files of container {container_id}"):
-            changes = self.client.api.diff(container_id.hex) or ()
-            return tuple(Change(_text(each["Path"]), _CHANGES[each["Kind"]]) for each in changes)
+            changes = self.client.api.diff(container_id.hex)
+            # The engine's word for none is null.
+            listed = () if changes is None else _list(changes)
+            return tuple(Change(_text(each["Path"]), _CHANGES[each["Kind"]]) for each in listed)
 
     def read_clock(self) -> str:
         """Return the engine's own time, in RFC 3339."""
@@ -332,7 +340,7 @@ class Engine:
         with _asking(self.socket, f"the owners of port {port}"):
             return tuple(
                 PortOwner(ContainerId(each["Id"]), _text(each["Names"][0]).removeprefix("/"), bound.get("IP") or "")
-                for each in self.client.api.containers()
+                for each in _list(self.client.api.containers())
                 for bound in each.get("Ports") or ()
                 if bound.get("PublicPort") == port and bound.get("Type") == "tcp"
             )

@@ -26,7 +26,7 @@ cd /
 setsid sh -c '
   trap '\''kill "$!"; curl -q -s --noproxy "*" --max-time 5 -X POST -o /dev/null --unix-socket "$1" \
     "http://engine/containers/$2/unpause"'\'' EXIT
-  trap exit HUP INT TERM
+  trap exit HUP TERM
   trap '\''trap - EXIT; kill "$!"; exit'\'' USR1
   sleep "$4" &
   wait' imagefresh-deadman "$@" </dev/null >/dev/null 2>&1 &

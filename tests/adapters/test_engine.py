@@ -31,8 +31,9 @@ from pytest_imagefresh.adapters.engine import (
 )
 from pytest_imagefresh.core.content import EXECUTABLE, PLAIN, SPECIAL, SYMLINK, File
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError
-from pytest_imagefresh.core.evidence import REVISION_LABEL, Container, Image, Mount, Port
+from pytest_imagefresh.core.evidence import REVISION_LABEL, Change, Container, Image, Mount, Port, PortOwner
 from pytest_imagefresh.core.identity import ContainerId, ImageId, RunId
+from pytest_imagefresh.core.rfc3339 import parse_time
 from pytest_imagefresh.core.settings import Prod
 from tests import support
 
@@ -441,6 +442,75 @@ def test_the_compose_project_of_a_container(connected: Engine, start: Callable[.
             connected.read_compose_project(container_id)
 
 
+def test_the_owners_of_a_port_are_the_running_containers_that_publish_it(
+    connected: Engine, start: Callable[..., str], unique: str, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
+    one = start(options=("--publish", f"127.0.0.1:{port}:8000"))
+    two = start(name=f"{unique}-2", options=("--publish", f"127.0.0.2:{port}:9000"))
+    start(name=f"{unique}-3", options=("--publish", f"127.0.0.3:{port}:8000"), start=False)
+    start(name=f"{unique}-4", options=("--publish", f"127.0.0.4:{port}:8000/udp"))
+    assert set(connected.read_port_owners(port)) == {
+        PortOwner(ContainerId(one), unique, "127.0.0.1"),
+        PortOwner(ContainerId(two), f"{unique}-2", "127.0.0.2"),
+    }
+    with connected.paused(ContainerId(one)):
+        assert len(connected.read_port_owners(port)) == 2
+
+
+def test_changed_files_are_told(connected: Engine, engine: support.Engine, start: Callable[..., str]) -> None:
+    container_id = start()
+    assert connected.read_changes(ContainerId(container_id)) == ()
+    # The host's name is a file of the engine's own, which lies over the image's.
+    script = "echo 1 >/new; echo 1 >>/etc/hostname; echo 1 >>/etc/passwd; rm /etc/group"
+    engine.docker("exec", container_id, "sh", "-c", script)
+    assert set(connected.read_changes(ContainerId(container_id))) == {
+        Change("/new", "added"),
+        Change("/etc", "changed"),
+        Change("/etc/passwd", "changed"),
+        Change("/etc/group", "deleted"),
+    }
+
+
+def test_the_engine_s_clock_is_that_of_its_containers(connected: Engine, start: Callable[..., str]) -> None:
+    container = connected.read_container(start())
+    assert container is not None
+    assert parse_time(connected.read_clock()) >= parse_time(container.started_at)
+
+
+def status_of(connected: Engine, container_id: str) -> str:
+    container = connected.read_container(container_id)
+    return container.status if container is not None else "gone"
+
+
+def test_a_pause_ends_with_its_body_whatever_happens(connected: Engine, start: Callable[..., str]) -> None:
+    container_id = start()
+    with connected.paused(ContainerId(container_id)):
+        assert status_of(connected, container_id) == "paused"
+    assert status_of(connected, container_id) == "running"
+    with pytest.raises(KeyboardInterrupt), connected.paused(ContainerId(container_id)):
+        raise KeyboardInterrupt
+    assert status_of(connected, container_id) == "running"
+
+
+def test_a_pause_that_others_end_or_began_ends_all_the_same(
+    connected: Engine, engine: support.Engine, start: Callable[..., str]
+) -> None:
+    container_id = start()
+    with connected.paused(ContainerId(container_id)):
+        engine.docker("unpause", container_id)
+    engine.docker("pause", container_id)
+    with pytest.raises(EvidenceError, match="was asked for a pause"), connected.paused(ContainerId(container_id)):
+        pass
+    assert status_of(connected, container_id) == "running"
+
+
+def test_nothing_that_does_not_run_is_paused(connected: Engine, start: Callable[..., str]) -> None:
+    for container_id in (ContainerId(start(start=False)), NOBODY):
+        with pytest.raises(EvidenceError), connected.paused(container_id):
+            pass
+
+
 def prod(service: str, port: int) -> Prod:
     return Prod(service=service, port=port, profile="", health_path="/health", pin="")
 
@@ -804,10 +874,17 @@ def every_question(connected: Engine, container_id: ContainerId) -> dict[str, Ca
         "unlabelled": lambda: connected.unlabelled_image("x:y").__enter__(),
         "scratch": lambda: connected.scratch_container(ImageId("sha256:" + "0" * 64), RUN_ID).__enter__(),
         "archive": lambda: read_archive(connected.read_archive(container_id, "/app", timeout=1), "x"),
+        "owners": lambda: connected.read_port_owners(8501),
+        "changes": lambda: connected.read_changes(container_id),
+        "clock": connected.read_clock,
+        "pause": lambda: connected.paused(container_id).__enter__(),
     }
 
 
-QUESTIONS = ["image", "container", "project", "production", "exec", "log", "unlabelled", "scratch", "archive"]
+QUESTIONS = [
+    *("image", "container", "project", "production", "exec", "log", "unlabelled", "scratch", "archive"),
+    *("owners", "changes", "clock", "pause"),
+]
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -928,21 +1005,44 @@ class Impostor:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("question", QUESTIONS)
+# A list may well be empty, and what became of a pause is looked at while it lasts.
+@pytest.mark.parametrize("question", [each for each in QUESTIONS if each not in ("owners", "changes", "pause")])
 def test_an_answer_that_is_not_the_engine_s_own_is_no_evidence(
     status: str, body: str, question: str, tmp_path: Path
 ) -> None:
+    refusal = answered_with(status, body, question, tmp_path)
+    assert "\n" not in str(refusal)
+
+
+def answered_with(status: str, body: str, question: str, folder: Path) -> EvidenceError:
+    """Return the error of a question to which an impostor gives this answer."""
+
     def answer(line: str) -> tuple[str, str]:
         if "/version" in line:
             return "200 OK", '{"ApiVersion": "1.41"}'
         return ("200 OK", '{"ID": "IMPOSTOR"}') if "/info" in line else (status, body)
 
     with contextlib.ExitStack() as stack:
-        impostor = stack.enter_context(contextlib.closing(Impostor(tmp_path / "s", answer)))
+        impostor = stack.enter_context(contextlib.closing(Impostor(folder / "s", answer)))
         connected = stack.enter_context(contextlib.closing(connect_engine(impostor.path, timeout=5)))
         with pytest.raises(EvidenceError) as refusal:
             every_question(connected, NOBODY)[question]()
-    assert "\n" not in str(refusal.value)
+    return refusal.value
+
+
+@pytest.mark.parametrize("question", ["owners", "changes"])
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        ("404 Not Found", '{"message": "x"}'),
+        ("500 Oops", "[]"),
+        *(("200 OK", body) for body in ("{}", "x", "[1]", "[{}]")),
+    ],
+)
+def test_a_list_that_is_none_is_no_evidence(status: str, body: str, question: str, tmp_path: Path) -> None:
+    if question == "owners" and body == "[{}]":
+        body = '[{"Ports": [{"PublicPort": 8501, "Type": "tcp"}]}]'
+    answered_with(status, body, question, tmp_path)
 
 
 @pytest.mark.parametrize("info", ["{}", '{"ID": ""}', '{"ID": null}', "[]"])

@@ -36,8 +36,8 @@ ACTIONS: dict[str, tuple[Action, str]] = {
         lambda copy: docker(copy, f"update --restart no {copy.prod_container}"),
         "production changed while the gate ran: it was ",
     ),
-    "production is cut off its network": (
-        lambda copy: docker(copy, f"network disconnect {copy.project}_default {copy.prod_container}"),
+    "production is put on another network": (
+        lambda copy: docker(copy, f"network connect bridge {copy.prod_container}"),
         "production changed while the gate ran: it was ",
     ),
     "staging is restarted": (
