@@ -35,19 +35,19 @@ test: lint ## lint, then every test; starts a private engine where there is none
 	$(PYTEST) -m "docker and not fault" -n 3
 
 faults: venv ## every fault that must never pass, injected for real, local and over ssh; a table in .faults/
-	scripts/need.sh git=git curl=curl flock=util-linux sshd=openssh-server
+	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server
 	scripts/engine.sh up
 	scripts/base-image.sh
 	$(PYTEST) tests/faults -m fault -n 2
 
 mutants: venv ## each guard taken out in a copy of the tree: the tests must notice
-	scripts/need.sh git=git curl=curl flock=util-linux sshd=openssh-server
+	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server
 	scripts/engine.sh up
 	scripts/base-image.sh
 	$(PYTHON) -m tests.faults.mutants
 
 bench: venv ## a gate against the bare commands, a rerun, an unused plugin; a table, and JSON in .bench/
-	scripts/need.sh git=git curl=curl flock=util-linux sshd=openssh-server
+	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server
 	scripts/engine.sh up
 	scripts/base-image.sh
 	$(PYTHON) -m bench

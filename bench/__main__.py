@@ -70,10 +70,13 @@ class Subject:
 def subjects(scene: Scene) -> list[Subject]:
     """Return everything that is measured, in the order of one turn."""
     floor = "bare commands"
+    gate, proof = 0.6, "budget without the pause proof"
     return [
         Subject(Measured(floor, note="export, build, compose up, poll, exec, in one shell"), scene.bare),
-        Subject(Measured("gate, local", base=floor, budget=0.6), scene.gate("local")),
-        Subject(Measured("gate, ssh", base=floor, budget=0.6), scene.gate("ssh")),
+        Subject(Measured("gate, local", base=floor, note="with the pause proof"), scene.gate("local")),
+        Subject(Measured("gate, local, no pause", base=floor, budget=gate, note=proof), scene.gate("local-unpaused")),
+        Subject(Measured("gate, ssh", base=floor, note="with the pause proof"), scene.gate("ssh")),
+        Subject(Measured("gate, ssh, no pause", base=floor, budget=gate, note=proof), scene.gate("ssh-unpaused")),
         Subject(
             Measured("one test again, local", budget=0.8, note="--gate-reuse, whole process"), scene.again("local")
         ),

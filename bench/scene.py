@@ -26,15 +26,17 @@ docker exec "$CONTAINER" python3 scripts/staging_check.py --mode stub
 
 
 class Scene:
-    """Pipelines around one copy: local and over ssh."""
+    """Pipelines around one copy: local and over ssh, with and without the pause proof."""
 
     def __init__(self, copy: Orchestrator, folder: Path, sshd: Sshd) -> None:
         self._copy = copy
         self._folder = folder
         self._numbers = itertools.count()
         self._pipelines = {
-            "local": self._pipeline("local", None),
-            "ssh": self._pipeline("ssh", sshd),
+            "local": self._pipeline("local", None, pause=True),
+            "local-unpaused": self._pipeline("local-unpaused", None, pause=False),
+            "ssh": self._pipeline("ssh", sshd, pause=True),
+            "ssh-unpaused": self._pipeline("ssh-unpaused", sshd, pause=False),
         }
         self._empty = folder / "empty"
         self._empty.mkdir()
@@ -96,9 +98,11 @@ class Scene:
         # One changed file, as usual: its layer is built, those before it are there.
         self._copy.commit({"src/orchestrator/NEWS": f"{next(self._numbers)}"})
 
-    def _pipeline(self, name: str, sshd: Sshd | None) -> Pipeline:
+    def _pipeline(self, name: str, sshd: Sshd | None, *, pause: bool) -> Pipeline:
         (self._folder / name).mkdir()
         pipeline = Pipeline(self._copy, self._folder / name / "pipeline", sshd)
         # Compiled modules are kept, as in daily life.
         pipeline.more_environment = {"PYTHONDONTWRITEBYTECODE": ""}
+        if not pause:
+            pipeline.configure(targets={self._copy.name: {"staging": {"pause_proof": False}}})
         return pipeline

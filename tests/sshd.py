@@ -39,6 +39,8 @@ class Sshd:
         self.log = folder / "log"
         self._authorized_keys = folder / "authorized_keys"
         self._options = tuple(options)
+        self.prefix: list[str] = []
+        """What the server is started through, such as nsenter."""
         self._process: subprocess.Popen[bytes] | None = None
         self.config.parent.mkdir(parents=True)
         make_key(self.host_key)
@@ -76,7 +78,7 @@ class Sshd:
         for _ in range(attempts):
             port = self.port or _free_port()
             process = self._spawn(port)
-            if _speaks(process, port):
+            if _speaks(process, port, self.prefix):
                 self.port, self._process = port, process
                 break
             _end(process)
@@ -156,7 +158,7 @@ class Sshd:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [_program("sshd"), "-D", "-e", "-f", "/dev/null", *chosen],
+                [*self.prefix, _program("sshd"), "-D", "-e", "-f", "/dev/null", *chosen],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -182,17 +184,27 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _speaks(process: subprocess.Popen[bytes], port: int) -> bool:
+def _speaks(process: subprocess.Popen[bytes], port: int, prefix: Sequence[str]) -> bool:
     """Whether this very process soon greets on the port."""
     give_up = time.monotonic() + _START_SECONDS
     while time.monotonic() < give_up and process.poll() is None:
-        try:
-            with socket.create_connection(("127.0.0.1", port), 1) as connection:
-                connection.settimeout(_START_SECONDS)
-                return connection.recv(4) == b"SSH-" and process.poll() is None
-        except OSError:
-            time.sleep(0.02)
+        if _greeting(port, prefix) == b"SSH-" and process.poll() is None:
+            return True
+        time.sleep(0.02)
     return False
+
+
+def _greeting(port: int, prefix: Sequence[str]) -> bytes:
+    """Return the first four bytes that a port says, b"" for none. A prefix may lead into another network."""
+    if prefix:
+        argv = [*prefix, "bash", "-c", 'exec 3<>"/dev/tcp/127.0.0.1/$1"; head -c 4 <&3', "bash", str(port)]
+        return subprocess.run(argv, capture_output=True, check=False, timeout=_START_SECONDS).stdout
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1) as connection:
+            connection.settimeout(_START_SECONDS)
+            return connection.recv(4)
+    except OSError:
+        return b""
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

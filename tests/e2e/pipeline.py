@@ -45,6 +45,8 @@ class Pipeline:
         self.hook = self.install_hook()
         self.more_environment: dict[str, str] = {}
         """Further variables of the caller, which are to have no say."""
+        self.prefix: list[str] = []
+        """What every command is started through, such as nsenter."""
         self.configure()
 
     # -- what is written before anything runs
@@ -123,7 +125,8 @@ class Pipeline:
     def environment(self) -> dict[str, str]:
         """The environment of every command: nothing of the caller's, and a temporary folder of its own."""
         home = {"HOME": str(self.sshd.home)} if self.sshd else {}
-        own = {"TMPDIR": str(self._temporary), "PYTHONDONTWRITEBYTECODE": "1"}
+        # This very checkout is what is tested, whichever one the environment of this Python has installed.
+        own = {"TMPDIR": str(self._temporary), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
         return clean_environment(**{**own, **home, **self.more_environment})
 
     def gate(self, *options: str, repo: str | None = None, branch: str | None = None) -> Ended:
@@ -159,7 +162,7 @@ class Pipeline:
 
     def run(self, *argv: str) -> Ended:
         """Run any command of the pipeline to its end."""
-        done = run(argv, cwd=self.folder, env=self.environment, check=False, timeout=240)
+        done = run([*self.prefix, *argv], cwd=self.folder, env=self.environment, check=False, timeout=240)
         return Ended(done.returncode, done.stdout + done.stderr)
 
     # -- what can be seen afterwards

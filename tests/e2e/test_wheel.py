@@ -56,7 +56,8 @@ def test_an_installed_wheel_gates_and_promotes_over_ssh(make_pipeline: MakePipel
     revision = pipeline.copy.revision
 
     def execute(*argv: str) -> Ended:
-        done = run([programs / argv[0], *argv[1:]], cwd=folder, env=pipeline.environment, check=False, timeout=240)
+        environment = {name: value for name, value in pipeline.environment.items() if name != "PYTHONPATH"}
+        done = run([programs / argv[0], *argv[1:]], cwd=folder, env=environment, check=False, timeout=240)
         return Ended(done.returncode, done.stdout + done.stderr)
 
     imported = execute("python", "-c", "import pytest_imagefresh; print(pytest_imagefresh.__file__)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 
 from tests.e2e.pipeline import wait_until
@@ -100,6 +101,51 @@ def pulls_and_builds(scene: Scene) -> None:
 )
 def name_dropped(scene: Scene) -> None:
     scene.edit_compose("    container_name: ${STAGING_NAME:-orchestrator-staging}\n", "")
+
+
+OTHERWISE = "what container [^ ]+ runs is .*, expected "
+OVERRIDES = {
+    "the command": ('command: ["python3", "-u", "-m", "orchestrator"]', OTHERWISE),
+    "the entrypoint": ('entrypoint: ["python3", "-u", "-m", "orchestrator"]', OTHERWISE),
+    "the user": ("user: root", "user of container [^ ]+ is root, expected "),
+    "the working folder": ("working_dir: /", "working folder of container [^ ]+ is /, expected /app"),
+    "a loader's variable": ("environment: {PYTHONPATH: '/tmp:/app/src'}", "sets PYTHONPATH otherwise than its image"),
+}
+
+
+def enter_override(name: str, line: str, reason: str) -> None:
+    @fault(f"the compose file replaces {name}", refused(reason, staging="new"))
+    def override(scene: Scene) -> None:
+        scene.override_staging(line)
+
+
+for each_name, (replacement, cause) in OVERRIDES.items():
+    enter_override(each_name, replacement, cause)
+
+
+@fault(
+    "a mount replaces the image's code",
+    refused("has mounts over the image's files: /app/src", staging="new"),
+    hosts=BOTH,
+)
+def mounted_code(scene: Scene) -> None:
+    # As in the image, but for one file: everything else works as before.
+    source = scene.copy.compose_dir / "src"
+    shutil.copytree(scene.worktree / "src", source)
+    (source / "orchestrator/NEWS").write_text("mounted")
+    scene.override_staging(f"volumes: ['{source}:/app/src']")
+
+
+@fault(
+    "the check comes from a mount, older than the commit",
+    refused("mounts over the image's files: /app/scripts", staging="new"),
+)
+def mounted_check(scene: Scene) -> None:
+    source = scene.copy.compose_dir / "scripts"
+    shutil.copytree(scene.worktree / "scripts", source)
+    scene.commit({CHECK: "print('the newer check fails'); raise SystemExit(1)"})
+    (source / "staging_check.py").write_text("print('the older check passes')")
+    scene.override_staging(f"volumes: ['{source}:/app/scripts:ro']")
 
 
 # --- the port ---------------------------------------------------------------------------------------------------------

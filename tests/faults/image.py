@@ -151,6 +151,33 @@ def pruned(scene: Scene) -> Ended:
     )
 
 
+# --- the files of the commit ------------------------------------------------------------------------------------------
+
+
+def declare_content(scene: Scene) -> None:
+    """Declare that the image holds the commit's sources, byte for byte."""
+    scene.configure(targets={scene.copy.name: {"content": {"/app/src": "src"}}})
+
+
+@fault(".dockerignore drops a tracked folder that is declared as content", refused("missing.*jobs.py", staging="new"))
+def dockerignore(scene: Scene) -> None:
+    declare_content(scene)
+    (scene.worktree / "src/more").mkdir()
+    scene.commit({"src/more/jobs.py": "", ".dockerignore": "src/more\n"})
+
+
+@fault("the Dockerfile edits a file that is declared as content", refused("different.*NEWS", staging="new"), hosts=BOTH)
+def edited_by_dockerfile(scene: Scene) -> None:
+    declare_content(scene)
+    scene.replace("Dockerfile", CMD, f"USER 0\nRUN echo edited >/app/{NEWS}\nUSER 65534\n{CMD}")
+
+
+@fault("the Dockerfile adds a file to what is declared as content", refused("extra.*added.py", staging="new"))
+def added_by_dockerfile(scene: Scene) -> None:
+    declare_content(scene)
+    scene.replace("Dockerfile", CMD, f"USER 0\nRUN touch /app/src/added.py\nUSER 65534\n{CMD}")
+
+
 # --- what reaches out of the commit -----------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from tests.e2e.pipeline import Pipeline
 from tests.faults.proxy import Proxy
 from tests.gate_folder import Ended
 from tests.sshd import Sshd
-from tests.support import Orchestrator, merged
+from tests.support import Orchestrator, merged, run
 
 Value = TypeVar("Value")
 
@@ -125,6 +125,27 @@ class Scene:
         """Remove what earlier gates of this scene recorded."""
         for folder in self.pipeline.folder.glob(".imagefresh/*/*"):
             shutil.rmtree(folder)
+
+    def into_a_network_of_its_own(self) -> Callable[[], None]:
+        """Move sshd and pipeline into a network namespace; return what drops every packet between them from then on.
+
+        The engine's socket is a file, and stays within reach; the ports of containers do not.
+        """
+        name = f"{self.copy.project}-net"
+        inside = ["nsenter", f"--net=/run/netns/{name}"]
+        run(["ip", "netns", "add", name])
+        self.later(lambda: run(["ip", "netns", "delete", name]))
+        run(["ip", "-n", name, "link", "set", "lo", "up"])
+        self.sshd.stop()
+        self.sshd.prefix = self.pipeline.prefix = inside
+        self.sshd.start()
+        # sshd leaves before its namespace does.
+        self.later(self.sshd.stop)
+
+        def drop() -> None:
+            run([*inside, "iptables", "--append", "INPUT", "--jump", "DROP"])
+
+        return drop
 
     def enter(self, server: AbstractContextManager[Value]) -> Value:
         """Keep something open until the test ends, and return what it yields."""

@@ -207,6 +207,18 @@ def silent_during_build(scene: Scene) -> Ended:
     return ended
 
 
+@fault(
+    "a firewall drops every packet during the build",
+    unknown(f"{LOST}|was expected to end within"),
+    hosts=SSH,
+    root=True,
+)
+def packets_dropped(scene: Scene) -> None:
+    drop = scene.into_a_network_of_its_own()
+    scene.engine_proxy().when(BUILD, drop)
+    scene.replace("Dockerfile", CMD, f"RUN sleep 25; echo done\n{CMD}")
+
+
 @fault("the host falls silent while the engine is asked", unknown("did not answer"), hosts=SSH)
 def silent_engine_question(scene: Scene) -> None:
     ssh = scene.ssh_proxy()
