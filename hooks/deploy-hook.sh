@@ -1877,7 +1877,8 @@ promote() {
   record_promoted
   [[ -z "${PROD_PIN}" ]] || draft_pin
   keep_previous
-  trap '' HUP INT TERM PIPE # from here on it finishes or rolls back; children inherit that
+  say "production changes from here on, whether or not the caller stays" # one who is gone already ends the run here
+  trap '' HUP INT TERM PIPE                                              # it finishes or rolls back; children inherit that
   PHASE='swapping'
   run_production "${IMAGE_ID}"
   [[ -z "${PROD_PIN}" ]] || commit_pin

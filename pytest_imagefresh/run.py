@@ -253,13 +253,21 @@ class TargetRun:
         )
         # What was there before is observed before anything changes.
         _ = self.production_before, self.container_before
+        self._learn_secrets(self.container_before)
         # With the hook's first word its session is open: on a host that allows only one, the hook comes first.
         reading = self._meanwhile = Meanwhile(self._compare_compose)
         with self._sent() as pack:
             report = self._call("--build-staging", variables, _build_bound(self.settings), stdin=pack)
+        if report.container_id:
+            self._learn_secrets(self.run.engine.read_container(report.container_id))
         self.check = report.check
         self._keep_compose(reading)
         return report
+
+    def _learn_secrets(self, container: Container | None) -> None:
+        """Mask the secrets of a container from now on: its check may have printed them, and the hook repeats that."""
+        if container is not None:
+            self.run.mask.learn(container.environment)
 
     def _sent(self) -> AbstractContextManager[Sent]:
         """What the hook is sent to build from: nothing, or everything where the host has no clone."""

@@ -190,6 +190,13 @@ def test_many_programs_at_once_stay_within_the_sessions_that_a_host_allows(host:
         assert [job.result().stdout for job in jobs] == [b"%d\n" % n for n in range(12)]
 
 
+def test_one_session_is_enough_for_programs_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sshd(tmp_path / "sshd", options=["MaxSessions 1"]) as server:
+        use_home(monkeypatch, server)
+        with contextlib.closing(connect_to(server)) as host:
+            assert [host.run(["true"], timeout=20).status for _ in range(30)] == [0] * 30
+
+
 def test_a_host_that_allows_no_session_is_an_evidence_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Sshd(tmp_path / "sshd", options=["MaxSessions 0"]) as server:
         use_home(monkeypatch, server)

@@ -108,7 +108,7 @@ OVERRIDES = {
     "the command": ('command: ["python3", "-u", "-m", "orchestrator"]', OTHERWISE),
     "the entrypoint": ('entrypoint: ["python3", "-u", "-m", "orchestrator"]', OTHERWISE),
     "the user": ("user: root", "user of container [^ ]+ is root, expected "),
-    "the working folder": ("working_dir: /", "working folder of container [^ ]+ is /, expected /app"),
+    "the working folder": ("working_dir: /app/src", "working folder of container [^ ]+ is /app/src, expected /app"),
     "a loader's variable": ("environment: {PYTHONPATH: '/tmp:/app/src'}", "sets PYTHONPATH otherwise than its image"),
 }
 
@@ -116,6 +116,7 @@ OVERRIDES = {
 def enter_override(name: str, line: str, reason: str) -> None:
     @fault(f"the compose file replaces {name}", refused(reason, staging="new"))
     def override(scene: Scene) -> None:
+        scene.configure_staging(check_command=["true"])
         scene.override_staging(line)
 
 

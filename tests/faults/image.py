@@ -159,20 +159,30 @@ def declare_content(scene: Scene) -> None:
     scene.configure(targets={scene.copy.name: {"content": {"/app/src": "src"}}})
 
 
-@fault(".dockerignore drops a tracked folder that is declared as content", refused("missing.*jobs.py", staging="new"))
+@fault(
+    ".dockerignore drops a tracked folder that is declared as content",
+    refused(r"the image differs from the commit: /app/src/more/jobs.py \(missing\)", staging="new"),
+)
 def dockerignore(scene: Scene) -> None:
     declare_content(scene)
     (scene.worktree / "src/more").mkdir()
     scene.commit({"src/more/jobs.py": "", ".dockerignore": "src/more\n"})
 
 
-@fault("the Dockerfile edits a file that is declared as content", refused("different.*NEWS", staging="new"), hosts=BOTH)
+@fault(
+    "the Dockerfile edits a file that is declared as content",
+    refused(r"the image differs from the commit: /app/src/orchestrator/NEWS \(other bytes\)", staging="new"),
+    hosts=BOTH,
+)
 def edited_by_dockerfile(scene: Scene) -> None:
     declare_content(scene)
     scene.replace("Dockerfile", CMD, f"USER 0\nRUN echo edited >/app/{NEWS}\nUSER 65534\n{CMD}")
 
 
-@fault("the Dockerfile adds a file to what is declared as content", refused("extra.*added.py", staging="new"))
+@fault(
+    "the Dockerfile adds a file to what is declared as content",
+    refused(r"the image differs from the commit: /app/src/added.py \(extra\)", staging="new"),
+)
 def added_by_dockerfile(scene: Scene) -> None:
     declare_content(scene)
     scene.replace("Dockerfile", CMD, f"USER 0\nRUN touch /app/src/added.py\nUSER 65534\n{CMD}")

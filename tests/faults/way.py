@@ -231,13 +231,17 @@ def one_session(scene: Scene) -> None:
     scene.sshd.restart("MaxSessions 1")
 
 
-@fault("no session at all (MaxSessions 0)", unknown("every session is in use"), hosts=SSH)
+@fault("no session at all (MaxSessions 0)", unknown("could not be started within 2 s: .*MaxSessions"), hosts=SSH)
 def no_session(scene: Scene) -> None:
     scene.sshd.restart("MaxSessions 0")
     scene.configure(timeouts=SHORT)
 
 
-@fault("the host forbids every forwarding", unknown("cannot be reached|did not answer|administratively"), hosts=SSH)
+@fault(
+    "the host forbids every forwarding",
+    refused("/health answers .*reset by peer, expected HTTP 200", staging="new"),
+    hosts=SSH,
+)
 def no_forwarding(scene: Scene) -> None:
     scene.sshd.restart("DisableForwarding yes")
     scene.configure(timeouts=SHORT)

@@ -39,6 +39,8 @@ from pytest_imagefresh.core.errors import EvidenceError
 _ENGINE_SESSIONS = 6
 _RUN_SESSIONS = 3
 _POLL_SECONDS = 0.1
+_RETRY_SECONDS = 0.02
+_FREED_SECONDS = 2.0
 _LEAST_SECONDS = 5.0
 """A host that merely is slow to start a program does not lose its connection before this."""
 _SOCKET_PATH_LIMIT = 100
@@ -193,7 +195,7 @@ class SshHost:
                 f"ssh host {self.name}: '{describe(argv)}' holds a NUL byte, which no program can be given"
             )
         try:
-            return _start(self._connections[-1], line, seconds)
+            return _start_patiently(self._connections[-1], line, seconds)
         except FOREIGN_ERRORS as error:
             raise EvidenceError(
                 f"ssh host {self.name}: '{describe(argv)}' could not be started within {seconds:g} s: "
@@ -248,6 +250,18 @@ class SshHost:
             yield FarEnd(channel, plain)
         finally:
             close_channel(channel)
+
+
+def _start_patiently(connection: Connection, line: str, seconds: float) -> paramiko.Channel:
+    """Start a command; where every session is in use, wait a moment: sshd frees one only after we know of its end."""
+    give_up = time.monotonic() + min(seconds, _FREED_SECONDS)
+    while True:
+        try:
+            return _start(connection, line, seconds)
+        except paramiko.ChannelException:
+            if time.monotonic() >= give_up:
+                raise
+            time.sleep(_RETRY_SECONDS)
 
 
 def _start(connection: Connection, line: str, seconds: float) -> paramiko.Channel:
