@@ -94,7 +94,7 @@ reset_state() {
   REPLY='' STATUS=0 NOW=0 ANSWER='' STARTED_AT=''
   PREVIOUS_ID='' PREVIOUS_TAG_ID='' PIN_FILE='' PIN_TEXT='' COMMITTED='' TAGGING=''
   SEEN_ID='' SEEN_REVISION='' CHECK_COMMAND=() BUILD_ITEMS=() LFS_PATHS=() CHILD_ENV=()
-  LISTS=0 INDEX='' METADATA='' PROVER='' MOVED='' AGAIN=''
+  LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' MOVED='' AGAIN=''
 }
 
 # --- Speaking --------------------------------------------------------------------------------------------------------
@@ -1098,15 +1098,16 @@ list_commit() {
 
 # Leave the tree of a commit in REPLY: COMMIT NAME WHERE.
 read_commit() {
-  local kind line
-  git_in none cat-file -t "$1"
-  kind=${REPLY}
-  [[ "${STATUS}" == 0 ]] || refuse commit-missing "$2: $3 does not hold commit $1" "fetch it there"
-  [[ "${kind}" == commit ]] ||
-    refuse not-a-commit "$2: expected $1 to be a commit, observed a ${kind}" "name the commit itself"
-  git_in none cat-file commit "$1"
+  local line kind size
+  git_in none cat-file --batch <<<"$1"
   require_git "$2: expected to read commit $1"
-  mv -- "${WORK}/out" "${WORK}/commit"
+  {
+    read -r line kind size # `<ID> <kind> <size>`, or `<ID> missing`
+    [[ -n "${size}" ]] || refuse commit-missing "$2: $3 does not hold commit $1" "fetch it there"
+    [[ "${kind}" == commit ]] ||
+      refuse not-a-commit "$2: expected $1 to be a commit, observed a ${kind}" "name the commit itself"
+    head -c "${size}"
+  } <"${WORK}/out" >"${WORK}/commit"
   git_in none hash-object -t commit --stdin <"${WORK}/commit"
   [[ "${STATUS}" == 0 && "${REPLY}" == "$1" ]] ||
     refuse commit-forged "$2: expected the bytes of commit $1, observed those of ${REPLY:-nothing}" "run git fsck there"
@@ -1146,21 +1147,37 @@ prove_listing() {
 }
 
 # Add a listing to that of the whole checkout, in which a submodule's files stand for its entry: LIST TREE PATH.
+# Without submodules the one is the other.
 add_to_whole() {
   local paths="${STORE}/$1.submodules"
   { grep -z '^160000 ' "${STORE}/$1.entries" || :; } >"${paths}"
+  if [[ -z "$3" && ! -s "${paths}" ]]; then
+    WHOLE_TREE=$2
+    mv -- "${STORE}/$1.entries" "${STORE}/whole.entries"
+    return 0
+  fi
   if [[ -z "$3" ]]; then
     git_in whole read-tree -i --reset "$2"
   else
     git_in whole read-tree -i "--prefix=$3" "$2"
   fi
   require_git "tree $2: expected to list it as part of the checkout"
-  [[ -s "${paths}" ]] || return 0
-  { sed -z 's/^[^\t]*\t//' <"${paths}"; } >"${WORK}/paths"
+  sed -z 's/^[^\t]*\t//' <"${paths}" >"${WORK}/paths"
   mapfile -d '' -t ITEMS <"${WORK}/paths"
+  [[ "${#ITEMS[@]}" -gt 0 ]] || return 0
   printf '%s\0' "${ITEMS[@]/#/"$3"}" >"${WORK}/paths"
   git_in whole update-index -z --force-remove --stdin <"${WORK}/paths"
   require_git "tree $2: expected to take its submodules out of the list"
+}
+
+# Leave the entries and the tree of a checkout with submodules as those of a single repo.
+finish_whole() {
+  git_in whole ls-files --stage -z
+  require_git "${REPO}: expected a list of all files"
+  mv -- "${WORK}/out" "${STORE}/whole.entries"
+  git_in whole write-tree --missing-ok
+  require_git "${REPO}: expected a tree of all files"
+  WHOLE_TREE=${REPLY}
 }
 
 # GIT_DIR COMMIT PATH LIST
@@ -1216,12 +1233,7 @@ list_clone() {
   step export "exporting commit ${GIT_SHA} out of ${REPLY:-what the caller sent}"
   list_commit "${REPLY}" "${GIT_SHA}" '' "${REPO}"
   LISTED_TREE=${REPLY}
-  git_in whole ls-files --stage -z
-  require_git "${REPO}: expected a list of all files"
-  mv -- "${WORK}/out" "${STORE}/whole.entries"
-  git_in whole write-tree --missing-ok
-  require_git "${REPO}: expected a tree of all files"
-  WHOLE_TREE=${REPLY}
+  [[ -n "${WHOLE_TREE}" ]] || finish_whole
   # From here on no attribute of the commit changes a byte.
   printf '%s\n' '* -text -eol !crlf -ident -filter !working-tree-encoding -export-subst' >"${STORE}/info/attributes"
 }
@@ -1288,7 +1300,7 @@ start_proof() {
   git_in proof update-index -z --index-info <"${STORE}/whole.entries"
   require_git "${REPO}: expected to list its files for the proof"
   git_words proof -c core.bigFileThreshold=2047m update-index --refresh
-  env -i "${CHILD_ENV[@]}" timeout -k 5 "${BUILD_TIMEOUT}" "${GIT_WORDS[@]}" \
+  env -i "${CHILD_ENV[@]}" nice timeout -k 5 "${BUILD_TIMEOUT}" "${GIT_WORDS[@]}" \
     >"${WORK}/proof.out" 2>"${WORK}/proof.err" 3>&- 4>&- 9>&- &
   PROVER=$!
 }
