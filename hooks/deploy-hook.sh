@@ -1255,17 +1255,16 @@ export_files() {
 move_checkout() {
   MOVED=''
   mv -f -- "${KEPT}/index" "${INDEX}" 2>/dev/null || return 0
-  write_files
+  git_in "${INDEX}" clean -ffdxq # before: git would find files through a link in a folder's place
+  [[ "${STATUS}" != 0 ]] || write_files
   [[ "${STATUS}" == 0 ]] || return 0
   find_oddity
   [[ -n "${REPLY}" ]] || MOVED=1
 }
 
-# Write what differs, remove what is too much.
+# Write what differs from the record, remove what is no longer listed.
 write_files() {
   git_in "${INDEX}" read-tree --reset -u "${WHOLE_TREE}"
-  [[ "${STATUS}" == 0 ]] || return 0
-  git_in "${INDEX}" clean -ffdxq
 }
 
 # Make the checkout from nothing, and prove it.

@@ -63,7 +63,8 @@ def answer(state: State, tool: str, argv: list[str]) -> int:
         return compose(state, argv)
     if words[0] == "build":
         return build(state, argv)
-    simple = {"info": state["engine_id"], "version": state["client"]}
+    status = state["driver_status"] if "{{.DriverStatus}}" in argv else state["engine_id"]
+    simple = {"info": status, "version": f"{state['client']} {state['server']}"}
     if words[0] in simple:
         print(simple[words[0]])
         return 0
@@ -134,6 +135,9 @@ def build(state: State, argv: list[str]) -> int:
     state["images"][full(option(argv, "--tag")[0])] = image
     with open(option(argv, "--iidfile")[0], "w") as file:
         file.write(state["iid"] if state["iid"] is not None else image)
+    for path in option(argv, "--metadata-file"):
+        with open(path, "w") as file:
+            json.dump({"containerimage.digest": state["told"] or image, **state["metadata"]}, file, indent=2)
     return 0
 
 

@@ -266,6 +266,8 @@ def _pretended_state(context: Path) -> dict[str, object]:
         "engine_id": "ENGINE:ONE",
         "client": "28.2.2",
         "buildx": False,
+        "server": "Engine containerd runc",
+        "driver_status": "[[Backing Filesystem extfs]]",
         "images": {"shop-shop-staging:latest": STAGING_ID, "shop-shop:latest": PROD_ID},
         # The JSON text of the revision label by image ID, "" for none.
         "labels": {STAGING_ID: json.dumps(REVISION), PROD_ID: ""},
@@ -284,6 +286,9 @@ def _pretended_state(context: Path) -> dict[str, object]:
         "check": {},
         # What the builder says and stamps; null: the truth.
         "iid": None,
+        "told": None,
+        # What else buildx writes down.
+        "metadata": {},
         "stamped": None,
         "context": str(context),
         "dockerfile": "",

@@ -209,6 +209,7 @@ DEEDS: dict[str, Callable[[Path], object]] = {
 def test_whatever_was_done_to_it_the_commit_is_built(moving: PretendedHost, deed: str) -> None:
     DEEDS[deed](kept(moving) / "tree")
     assert_right(moving)
+    assert len([call for call in moving.calls if call.startswith("docker build --")]) == 2
 
 
 def believe(host: PretendedHost, path: str) -> None:

@@ -312,6 +312,18 @@ def test_a_file_whose_bytes_do_not_hash_to_its_id_is_refused(pretended: Pretende
     assert pretended.changes() == []
 
 
+def test_a_tree_whose_bytes_do_not_hash_to_its_id_is_refused(pretended: PretendedHost) -> None:
+    clone = pretended.clone
+    other = clone.commit({"README": b"evil\n"})
+    raw = subprocess.run(
+        ["git", "cat-file", "tree", f"{other}^{{tree}}"], cwd=clone.path, capture_output=True, check=True
+    )
+    good = clone.git("rev-parse", "HEAD~1")
+    forge(clone, clone.git("rev-parse", f"{good}^{{tree}}"), "tree", raw.stdout)
+    assert pretended.staging(GIT_SHA=good).verdict in [(1, "tree-mismatch"), (1, "export-failed")]
+    assert pretended.changes() == []
+
+
 def test_a_missing_file_is_refused(pretended: PretendedHost) -> None:
     object_path(pretended.clone, pretended.clone.git("rev-parse", "HEAD:README")).unlink()
     refused(pretended, "export-failed")
