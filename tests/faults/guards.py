@@ -8,6 +8,12 @@ HOOK = "hooks/deploy-hook.sh"
 VERDICT = "pytest_imagefresh/core/verdict.py"
 ANCHOR = "pytest_imagefresh/adapters/git/anchor.py"
 KNOWN_HOSTS = "pytest_imagefresh/adapters/ssh/known_hosts.py"
+RUNNING = "pytest_imagefresh/core/running.py"
+RUNNING_TESTS = ("tests/core/test_running.py",)
+UNCHANGED = "pytest_imagefresh/core/unchanged.py"
+UNCHANGED_TESTS = ("tests/core/test_unchanged.py",)
+PORT = "pytest_imagefresh/core/port.py"
+PORT_TESTS = ("tests/core/test_port.py",)
 CONTENT_TESTS = "tests/core/test_content.py"
 
 
@@ -268,7 +274,7 @@ GUARDS = [
     Guard(
         "production is as it was",
         VERDICT,
-        "    if before != after:\n",
+        "    if _without_health(before) != _without_health(after):\n",
         "    if after is None:\n",
         (fault("production is restarted while the gate runs"),),
     ),
@@ -321,5 +327,132 @@ GUARDS = [
         "    if contradiction:\n",
         "    if contradiction and tap is not None:\n",
         ("tests/core/test_verdict.py",),
+    ),
+    # -- what runs, and who answers
+    Guard(
+        "a container runs its image's program",
+        RUNNING,
+        '_compare_words(f"what container {name} runs", _expected_argv(image, overrides), container.argv, image),',
+        "",
+        RUNNING_TESTS,
+    ),
+    Guard(
+        "a mount is listed",
+        RUNNING,
+        "    foreign = [mount for mount in container.mounts if mount.path not in listed | own]\n",
+        "    foreign = [mount for mount in container.mounts if mount.path not in listed | own and not mount.path]\n",
+        RUNNING_TESTS,
+    ),
+    Guard(
+        "a volume that was taken over is none of the image's",
+        "pytest_imagefresh/adapters/engine.py",
+        'seeded=asked is not None and posixpath.normpath(each["Destination"]) not in asked,',
+        "seeded=True,",
+        ("tests/adapters/test_engine.py", "-k", "nobody_asked_for"),
+    ),
+    Guard(
+        "no variable takes code from elsewhere",
+        RUNNING,
+        "if _REDIRECTS.fullmatch(name) and",
+        "if not name and",
+        RUNNING_TESTS,
+    ),
+    Guard(
+        "no file of the running container was changed",
+        UNCHANGED,
+        "problems = [*_covered(container.mounts, target), *_touched(changes, target), *_replaced(places)]",
+        "problems = [*_covered(container.mounts, target), *_replaced(places)]",
+        UNCHANGED_TESTS,
+    ),
+    Guard(
+        "only what is added can be ignored",
+        UNCHANGED,
+        'target.content_ignore if change.kind == "added" else ()',
+        "target.content_ignore",
+        UNCHANGED_TESTS,
+    ),
+    Guard(
+        "no mount lies over declared content",
+        UNCHANGED,
+        "problems = [*_covered(container.mounts, target), ",
+        "problems = [",
+        UNCHANGED_TESTS,
+    ),
+    Guard(
+        "a folder was not replaced",
+        UNCHANGED,
+        'if place.kind != "folder":',
+        "if not path:",
+        UNCHANGED_TESTS,
+    ),
+    Guard(
+        "no other container publishes the port",
+        PORT,
+        "    foreign = [each for each in owners if each.id != container.id]\n",
+        "    foreign = [each for each in owners if not each.id]\n",
+        PORT_TESTS,
+    ),
+    Guard(
+        "nobody answers while staging is paused",
+        PORT,
+        "    if silence.heard:\n",
+        "    if not silence.addresses:\n",
+        PORT_TESTS,
+    ),
+    Guard(
+        "the pause lasted to the end",
+        PORT,
+        'if state != "paused" or elapsed >= DEADMAN_SECONDS:',
+        "if elapsed >= DEADMAN_SECONDS:",
+        PORT_TESTS,
+    ),
+    Guard(
+        "the proof is over before the deadman",
+        PORT,
+        'if state != "paused" or elapsed >= DEADMAN_SECONDS:',
+        'if state != "paused":',
+        PORT_TESTS,
+    ),
+    Guard(
+        "production is never paused",
+        PORT,
+        "    if reasons:\n",
+        "    if not container.name:\n",
+        PORT_TESTS,
+    ),
+    Guard(
+        "under host networking the silence is needed",
+        PORT,
+        "    if not published_on(container, port):\n",
+        "    if not container.name:\n",
+        PORT_TESTS,
+    ),
+    Guard(
+        "a deadman confirms that it is armed",
+        "pytest_imagefresh/adapters/pause.py",
+        '"http://engine/containers/$2/json" || exit 1',
+        '"http://engine/containers/$2/json" || :',
+        ("tests/adapters/test_pause.py", "-k", "not_armed"),
+    ),
+    Guard(
+        "a deadman ends the pause",
+        "pytest_imagefresh/adapters/pause.py",
+        '"http://engine/containers/$2/unpause"',
+        '"http://engine/containers/$2/stats"',
+        ("tests/adapters/test_pause.py", "-k", "ends_a_pause"),
+    ),
+    Guard(
+        "a pause ends with its body",
+        "pytest_imagefresh/adapters/engine.py",
+        "            self._unpause(container_id)\n",
+        "            pass\n",
+        ("tests/adapters/test_engine.py", "-k", "whatever_happens"),
+    ),
+    Guard(
+        "a container is up long enough",
+        VERDICT,
+        "    if up < settle:\n",
+        "    if up < 0:\n",
+        ("tests/core/test_verdict.py", "-k", "up_long_enough"),
     ),
 ]
