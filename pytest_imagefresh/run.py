@@ -324,7 +324,12 @@ class TargetRun:
         return self.run.engine.read_container(self.target.staging.container)
 
     def read_changes(self, container: Container) -> tuple[Sequence[Change], Mapping[str, Place]]:
-        """Return what changed in a container's files, and what it has at the declared folders that leaves in doubt."""
+        """Return what changed in a container's files, and what it has at declared folders that this leaves in doubt.
+
+        Nothing is looked at where no content is declared: the engine takes its time to compare.
+        """
+        if not self.target.content:
+            return (), {}
         engine = self.run.engine
         changes = engine.read_changes(container.id)
         doubtful = folders_in_doubt(changes, self.target.content)

@@ -33,8 +33,8 @@ def check_unchanged(
     """
     if not target.content:
         return Verdict(
-            f"no content is declared, so that none of the {len(changes)} paths that the container changed since its "
-            f"start was judged; declare it in [targets.{target.name}.content]",
+            "no content is declared, so that no file that was changed since the start was looked at; "
+            f"declare it in [targets.{target.name}.content]",
             container.image_id,
             "unchanged files",
             "not declared",
