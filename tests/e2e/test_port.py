@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 
 import pytest
 
 from pytest_imagefresh.core.chain import Link
 from tests.e2e.conftest import MakePipeline
 from tests.e2e.pipeline import Pipeline, wait_until
+from tests.support import foreign_server
 
 SLOW = """
 import http.server, time, sys
@@ -25,28 +23,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
 """
-
-
-class _Foreign(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def foreign_server(address: str, port: int) -> Iterator[None]:
-    """Serve HTTP 200 on a port that is not its own."""
-    with ThreadingHTTPServer((address, port), _Foreign) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def state(pipeline: Pipeline) -> str:

@@ -9,6 +9,7 @@ from tests.e2e.pipeline import wait_until
 from tests.faults.fault import BOTH, Section, passes, refused
 from tests.faults.scene import Scene
 from tests.gate_folder import Ended
+from tests.support import foreign_server
 
 SECTION = Section("The container and the port")
 fault = SECTION.fault
@@ -46,6 +47,18 @@ def not_recreated(scene: Scene) -> Ended:
     scene.pipeline.write_hook("docker", f'#!/bin/bash -p\n{keep}\nPATH=${{PATH#*:}} exec docker "${{kept[@]}}"\n')
     scene.replace_in_hook("readonly SAFE_PATH='", f"readonly SAFE_PATH='{tools}:")
     return scene.gate()
+
+
+@fault(
+    "a file is hot-fixed while the gate runs",
+    refused(r"/app/src/orchestrator/NEWS \(changed\)", staging="new"),
+    hosts=BOTH,
+)
+def hot_fixed_during(scene: Scene) -> None:
+    copy = scene.copy
+    scene.configure(targets={copy.name: {"content": {"/app/src": "src"}}})
+    edit = "sh -c 'echo fixed >/app/src/orchestrator/NEWS'"
+    scene.during(f"docker --host {copy.engine.docker_host} exec --user 0 {copy.staging_container} {edit}")
 
 
 @fault(
@@ -176,6 +189,15 @@ def foreign_container(scene: Scene) -> None:
     copy.engine.docker("run", "--detach", "--rm", *publish, "--label", "com.docker.compose.service=foreign",
                        copy.engine.base_image, "sleep", "3600")  # fmt: skip
     scene.later(lambda: copy.engine.docker("rm", "--force", name))
+
+
+@fault(
+    "another process answers on another address of the port",
+    refused("somebody else answers on port [0-9]+ at 127.0.0.2: a byte came while container", staging="new"),
+    hosts=BOTH,
+)
+def answers_elsewhere(scene: Scene) -> None:
+    scene.enter(foreign_server("127.0.0.2", scene.copy.staging_port))
 
 
 @fault("the compose file publishes another port", refused("expected it to publish port", staging="nothing"))

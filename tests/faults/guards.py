@@ -83,9 +83,9 @@ GUARDS = [
     Guard(
         "the export's tree is the commit's",
         HOOK,
-        '[[ "${REPLY}" == "$3" ]] ||\n    refuse tree-mismatch',
-        "true ||\n    refuse tree-mismatch",
-        ("tests/hook/test_export.py",),
+        '  [[ -n "${REPLY}" ]] || TREE=${LISTED_TREE}\n',
+        "  REPLY='' TREE=${LISTED_TREE}\n",
+        ("tests/hook/test_checkout.py",),
     ),
     Guard(
         "an LFS pointer is no content",
@@ -263,6 +263,34 @@ GUARDS = [
         "if tap is not None and tap.problem:",
         "if tap is not None and tap.problem and result.exit_status:",
         (fault("the check says not ok, and exits with 0"),),
+    ),
+    Guard(
+        "mounts are listed",
+        "pytest_imagefresh/core/running.py",
+        "    if foreign:\n",
+        "    if foreign and not image:\n",
+        (fault("a mount replaces the image's code"),),
+    ),
+    Guard(
+        "the program is the image's",
+        "pytest_imagefresh/core/running.py",
+        "shlex.join(expected), shlex.join(observed), image)",
+        "shlex.join(observed), shlex.join(observed), image)",
+        (fault("the compose file replaces the command"),),
+    ),
+    Guard(
+        "no variable redirects the code",
+        "pytest_imagefresh/core/running.py",
+        "    if found:\n",
+        "    if found and not image:\n",
+        (fault("the compose file replaces a loader's variable"),),
+    ),
+    Guard(
+        "nobody answers while the container is paused",
+        "pytest_imagefresh/core/port.py",
+        "    if silence.heard:\n",
+        "    if silence.heard and not silence.addresses:\n",
+        (fault("another process answers on another address of the port"),),
     ),
     Guard(
         "the container is the same at the end",
