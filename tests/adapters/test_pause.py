@@ -174,7 +174,7 @@ def test_a_deadman_ends_a_pause_and_then_itself(connected: Engine, host: LocalHo
 def test_a_deadman_that_is_told_to_end_ends_the_pause_first(
     connected: Engine, host: LocalHost, container_id: ContainerId, end: signal.Signals
 ) -> None:
-    deadman = pause_armed(connected, host, container_id, seconds=3600)
+    deadman = pause_armed(connected, host, container_id, seconds=60)
     os.kill(int(deadman.pid), end)
     wait_until(lambda: status(connected, container_id) == "running")
     wait_until(lambda: not lives(deadman))
@@ -183,7 +183,7 @@ def test_a_deadman_that_is_told_to_end_ends_the_pause_first(
 def test_a_disarmed_deadman_does_nothing_and_is_gone(
     connected: Engine, host: LocalHost, container_id: ContainerId
 ) -> None:
-    deadman = pause_armed(connected, host, container_id, seconds=3600)
+    deadman = pause_armed(connected, host, container_id, seconds=60)
     disarm(host, deadman, timeout=20)
     wait_until(lambda: not lives(deadman))
     assert status(connected, container_id) == "paused"
