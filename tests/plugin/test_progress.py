@@ -39,7 +39,7 @@ SAYS = [
 
 
 class SlowHook(FakeHook):
-    def call(self, mode, variables, *, timeout, on_line=None):
+    def call(self, mode, variables, *, timeout, on_line=None, stdin=b""):
         for line, seconds in SAYS if mode == "--build-staging" else []:
             on_line(line)
             time.sleep(seconds)

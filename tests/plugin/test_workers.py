@@ -119,8 +119,8 @@ def _outcome(case: ElementTree.Element) -> str:
 
 
 def _timeless(proof: dict[str, str]) -> dict[str, str]:
-    """Replace IDs of containers and the times of their start, which differ from run to run."""
-    run_specific = r"(?<!sha256:)\b[0-9a-f]{64}\b|2026-01-02T03:04:\d\dZ"
+    """Replace IDs of containers, the times of their start and measured times, which differ from run to run."""
+    run_specific = r"(?<!sha256:)\b[0-9a-f]{64}\b|2026-01-02T03:04:\d\dZ|\b\d+\.\d+ s\b"
     return {name: re.sub(run_specific, "...", value) for name, value in proof.items()}
 
 
