@@ -17,13 +17,16 @@ shopt -u patsub_replacement 2>/dev/null || :
 
 readonly CONTRACT=1
 readonly LABEL='org.opencontainers.image.revision'
-# Seconds: a question to the engine; compose recreating one service, its stop grace period included; waiting for a lock.
-readonly QUICK=30 RECREATE=300 BUILD_WAIT=600 PROMOTE_WAIT=120
+# The revision of the scratch images of --self-test.
+readonly TEST_REVISION='5e1f7e575e1f7e575e1f7e575e1f7e575e1f7e57'
+# Seconds: a question to the engine; compose recreating one service, its stop grace period included; waiting for a lock,
+# in slices after which the caller is heeded again; how long a lease outlives the last word of its caller.
+readonly QUICK=30 RECREATE=300 BUILD_WAIT=600 PROMOTE_WAIT=120 SLICE=5 SILENCE=20
 readonly OUTPUT_LIMIT=1048576
 # Bytes that a caller may send as a pack.
 readonly PACK_LIMIT=4294967296
 
-readonly COMMON_VARIABLES='REPO RUN_ID COMPOSE_DIR HEALTH_PATH HEALTH_TIMEOUT SETTLE'
+readonly COMMON_VARIABLES='REPO RUN_ID LEASE COMPOSE_DIR HEALTH_PATH HEALTH_TIMEOUT SETTLE'
 readonly STAGING_VARIABLES='GIT_SHA BUILD_CONTEXT BUILD_SUBDIR BUILD_DOCKERFILE BUILD_TARGET BUILD_ARGS TARGET_IMAGE
   TARGET_SERVICE TARGET_PORT COMPOSE_PROFILE STAGING_CONTAINER STAGING_CHECK_COMMAND STAGING_CHECK_PATH
   STAGING_CHECK_MODE BUILD_TIMEOUT CHECK_TIMEOUT'
@@ -43,7 +46,7 @@ readonly CONTAINER_FORMAT='{{.Id}}
 {{with index .State "Health"}}{{.Status}}{{end}}
 {{range $port, $hosts := .NetworkSettings.Ports}}{{range $hosts}}{{$port}}|{{.HostIp}}|{{.HostPort}} {{end}}{{end}}.'
 
-readonly HEX40='[0-9a-f]{40}'
+readonly HEX40='[0-9a-f]{40}' HEX64='[0-9a-f]{64}'
 readonly IMAGE_ID_PATTERN='sha256:[0-9a-f]{64}'
 readonly NAME_PATTERN='[A-Za-z0-9][A-Za-z0-9_.-]{0,127}'
 readonly SECONDS_PATTERN='[0-9]{1,6}(\.[0-9]{1,6})?'
@@ -59,21 +62,24 @@ readonly UTF8_PATTERN="^(${UTF8_1}|${UTF8_2}|${UTF8_3})"
 
 usage() {
   cat <<'TEXT'
-usage: deploy-hook.sh --build-staging | --verify | --promote | --contract | --help
+usage: deploy-hook.sh --build-staging | --verify | --promote | --lease | --self-test | --contract | --help
 
   --build-staging  build GIT_SHA, recreate staging from it, wait for health, run the staging check
   --verify         every check of --promote; changes nothing
   --promote        verify, recreate production from the image ID, tag last; also without an argument
+  --lease          hold the lock for a whole run, as long as a line arrives on standard input every 5 s
+  --self-test      prove with scratch images that --verify refuses what it must refuse, and accepts what is right
   --contract       print the version of this contract
   --help           print this text
 
 Everything else comes in variables:
-  always     REPO RUN_ID COMPOSE_DIR HEALTH_PATH HEALTH_TIMEOUT SETTLE
+  always     REPO RUN_ID COMPOSE_DIR [LEASE], and but for --lease HEALTH_PATH HEALTH_TIMEOUT SETTLE
   staging    GIT_SHA BUILD_CONTEXT [BUILD_SUBDIR BUILD_DOCKERFILE BUILD_TARGET BUILD_ARGS] TARGET_IMAGE TARGET_SERVICE
              TARGET_PORT COMPOSE_PROFILE STAGING_CONTAINER STAGING_CHECK_COMMAND or STAGING_CHECK_PATH
              [STAGING_CHECK_MODE] BUILD_TIMEOUT CHECK_TIMEOUT [PROD_IMAGE PROD_SERVICE PROD_PORT]
   promotion  SOURCE_IMAGE [EXPECTED_REVISION EXPECTED_IMAGE_ID] PROD_IMAGE PROD_SERVICE PROD_PORT
              [PROD_PROFILE PROD_PIN]
+  self-test  as promotion, without SOURCE_IMAGE, EXPECTED_REVISION and EXPECTED_IMAGE_ID
 With BUILD_CONTEXT=- standard input brings the commit as one pack of git.
 
 exit 0 done, 1 refused, 2 wrong usage, 3 rolled back, 4 production needs a person, 11 could not find out
@@ -89,7 +95,11 @@ reset_state() {
   PHASE='before'
   CONCLUDED='' STEP='' STEP_START=0 FAILURE=''
   # What tidy_up has to undo.
-  WORK='' CHILD='' READERS=() RUN_TAG='' CHECKING='' HOLDER='' PIN_DRAFT=''
+  WORK='' CHILD='' READERS=() RUN_TAG='' CHECKING='' HOLDER='' PIN_DRAFT='' WATCHER=''
+  # Of --lease: its token, and since when it is held and the caller was last heard, in milliseconds.
+  TOKEN='' LEASED=0 HEARD=0
+  # Of --self-test: its scratch images, its cases as PID, name and cause, and what they ended with.
+  SCRATCH=() LABELLED='' UNLABELLED='' CASES=() CASE_RESULTS=''
   # Answers of the functions below: bash cannot hand back a value and keep errexit.
   REPLY='' STATUS=0 NOW=0 ANSWER='' STARTED_AT=''
   PREVIOUS_ID='' PREVIOUS_TAG_ID='' PIN_FILE='' PIN_TEXT='' COMMITTED='' TAGGING=''
@@ -110,6 +120,7 @@ say() {
 # Announce a step as it starts; its name is a key of "seconds" in the JSON line.
 step() {
   end_step
+  heed_lease
   STEP="${AGAIN}$1"
   [[ "${PHASE}" != rolling-back ]] || STEP="rollback-$1"
   STEP_START=${NOW}
@@ -169,7 +180,8 @@ print_result() {
     line+=",${REPLY}"
   done
   [[ ! -f "${CHECK_FILE}" ]] || output=$(head -c "${OUTPUT_LIMIT}" <"${CHECK_FILE}" | base64 -w 0)
-  line+=",\"seconds\":{${STEP_TIMES}},\"check_status\":${CHECK_STATUS:-null},\"check_output\":\"${output}\"}"
+  line+=",\"seconds\":{${STEP_TIMES}},\"check_status\":${CHECK_STATUS:-null},\"check_output\":\"${output}\""
+  line+=",\"cases\":{${CASE_RESULTS}}}"
   printf '%s\n' "${line}" >&3 2>/dev/null
 }
 
@@ -202,7 +214,7 @@ stop() {
 # The one way out: KIND CAUSE REASON.
 conclude() {
   trap - ERR
-  trap '' HUP INT TERM PIPE
+  trap '' HUP INT TERM PIPE USR1
   set +e
   exec >&4 2>&4 # a trap may find them redirected, to a pipe whose reader would never end
   CONCLUDED=1
@@ -230,6 +242,7 @@ exit_status() {
 # End what still runs, and take back what only this run needed.
 tidy_up_engine() {
   local child
+  [[ -z "${WATCHER}" ]] || kill -TERM "${WATCHER}" 2>/dev/null
   for child in ${CHILD} ${PROVER}; do
     kill -TERM "${child}" 2>/dev/null
     wait "${child}" 2>/dev/null
@@ -238,6 +251,7 @@ tidy_up_engine() {
   if [[ -n "${CHECKING}" ]]; then # ends the hung process inside the container too
     run_child "${QUICK}" docker container restart -t 2 "${CONTAINER_ID}" >/dev/null 2>&1
   fi
+  tidy_up_self_test
   [[ -n "${RUN_TAG}" ]] || return 0
   # --force: a container that runs the image must not keep the tag alive. --no-prune: never a parent image.
   run_child "${QUICK}" docker image rm --force --no-prune "${RUN_TAG}" >"${WORK}/out" 2>"${WORK}/err"
@@ -245,9 +259,24 @@ tidy_up_engine() {
     say "warning: the tag ${RUN_TAG} could not be removed"
 }
 
+tidy_up_self_test() {
+  local pids pid
+  [[ "${#SCRATCH[@]}" != 0 ]] || return 0
+  pids=$(jobs -p) # not a list of our own: a signal may come before it holds the process that was started last
+  for pid in ${pids}; do
+    # Again and again: what bash has just forked loses a signal that comes before its traps are its own.
+    while kill -TERM "${pid}" 2>/dev/null; do
+      pause 0.05
+    done
+  done
+  run_child "${QUICK}" docker image rm --force --no-prune "${SCRATCH[@]}" >"${WORK}/out" 2>"${WORK}/err"
+  [[ "${STATUS}" == 0 ]] || grep -q 'No such image' "${WORK}/err" ||
+    say "warning: the scratch images ${SCRATCH[*]} could not be removed"
+}
+
 tidy_up_files() {
   [[ -z "${PIN_DRAFT}" ]] || rm -f -- "${PIN_DRAFT}"
-  [[ -z "${HOLDER}" ]] || rm -f -- "${HOLDER}"
+  [[ -z "${HOLDER}" ]] || : >"${HOLDER}"
   [[ -z "${INDEX}" ]] || rm -rf -- "${EXPORT}" "${INDEX}" # a checkout that was not handed on is nobody's
   [[ -z "${WORK}" ]] || rm -rf -- "${WORK}"
 }
@@ -291,6 +320,7 @@ ask() {
 
 # Run a command that changes the host: it inherits the lock, which stays taken as long as it works.
 change() {
+  heed_lease
   run_child "$@" >"${WORK}/out" 2>"${WORK}/err"
   refuse_timeout "$@"
   read_reply
@@ -455,12 +485,19 @@ read_common_variables() {
   need RUN_ID '[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}' 'YYYYMMDDThhmmssZ-xxxxxxxx'
   need COMPOSE_DIR '/[^[:cntrl:]]*' "the absolute path of the compose file's folder"
   [[ -d "${COMPOSE_DIR}" ]] || malformed COMPOSE_DIR 'a folder that exists on this host'
+  STATE="${COMPOSE_DIR}/.imagefresh"
+  # Set but empty is a lost value, never "no lease": the caller would wait for himself.
+  [[ -z "${LEASE+set}" ]] || need LEASE "${HEX64}" 'the token that --lease printed'
+}
+
+read_health_variables() {
   need HEALTH_PATH '/[A-Za-z0-9._~/%?&=+:@,;-]*' 'a URL path that starts with /'
   need_timeout HEALTH_TIMEOUT
   need SETTLE "${SECONDS_PATTERN}" 'a number of seconds, such as 5 or 0.5'
 }
 
 read_staging_variables() {
+  read_health_variables
   need GIT_SHA "${HEX40}" 'a full commit ID, 40 lowercase hex characters'
   need BUILD_CONTEXT '-|/[^[:cntrl:]]*' 'the absolute path of a clone, or - where standard input brings a pack'
   read_build_variables
@@ -527,6 +564,7 @@ read_check_variables() {
 }
 
 read_promotion_variables() {
+  read_health_variables
   if [[ ! "${SOURCE_IMAGE-}" =~ ^${IMAGE_ID_PATTERN}$ ]]; then
     need_reference SOURCE_IMAGE
     # Without a tag, a hexadecimal name could be read as the start of an ID.
@@ -559,24 +597,28 @@ canonical() {
 
 # A private folder, the environment of every command, and an engine that answers.
 prepare_host() {
-  local tool
-  for tool in docker git curl flock timeout base64 readlink; do
-    tool=$(type -P "${tool}") ||
-      cannot_tell tool-missing \
-        "this host: expected docker, git, curl, flock, timeout, base64 and readlink, observed not all" \
-        "install them in ${SAFE_PATH}"
-  done
+  require_tools
   WORK=$(mktemp -d "${TEMP_DIR}/imagefresh.XXXXXXXXXX") ||
     cannot_tell no-temp "${TEMP_DIR}: expected room for a private folder, observed none" "free some space"
   mkdir -- "${WORK}/docker" ||
     cannot_tell no-temp "${TEMP_DIR}: expected room for a private folder, observed none" "free some space"
-  # Orphans: COMPOSE_REMOVE_ORPHANS in a .env must not make compose remove what another profile runs.
-  CHILD_ENV=("PATH=${SAFE_PATH}" "HOME=${HOME}" LC_ALL=C COMPOSE_REMOVE_ORPHANS=false COMPOSE_IGNORE_ORPHANS=true
-    "DOCKER_HOST=${ENGINE}" "DOCKER_CONFIG=${DOCKER_CONFIG_DIR:-${WORK}/docker}")
+  CHILD_ENV+=("DOCKER_HOST=${ENGINE}" "DOCKER_CONFIG=${DOCKER_CONFIG_DIR:-${WORK}/docker}")
   cd -- "${COMPOSE_DIR}" ||
     cannot_tell compose-dir "COMPOSE_DIR: expected a folder that the hook may enter, observed ${COMPOSE_DIR}" \
       "correct its mode"
   require_engine
+}
+
+require_tools() {
+  local tool
+  for tool in docker git curl flock timeout base64 readlink sha256sum; do
+    tool=$(type -P "${tool}") ||
+      cannot_tell tool-missing \
+        "this host: expected docker, git, curl, flock, timeout, base64, readlink and sha256sum, observed not all" \
+        "install them in ${SAFE_PATH}"
+  done
+  # Orphans: COMPOSE_REMOVE_ORPHANS in a .env must not make compose remove what another profile runs.
+  CHILD_ENV=("PATH=${SAFE_PATH}" "HOME=${HOME}" LC_ALL=C COMPOSE_REMOVE_ORPHANS=false COMPOSE_IGNORE_ORPHANS=true)
 }
 
 require_engine() {
@@ -594,25 +636,42 @@ blame() {
   refuse "$@"
 }
 
-# Wait at most SECONDS for the lock of this compose folder. Its file is never deleted: a lock on a deleted file is none.
+# --- One run at a time -----------------------------------------------------------------------------------------------
+# Three files in the state folder, never deleted: a lock on a deleted file is none.
+# * lock: held by the one mode, or the one lease, that owns this compose folder for now; descriptor 9 of its holder.
+# * turn: held by a mode that a lease lets through, as its descriptor 9, so that its commands which change the host
+#   inherit it. Whoever gets the lock waits for the turn, too: a lease may end while such a command still works.
+# * lease: locked by --lease as long as it lives; it holds the run and the SHA-256 of the token. It is written by the
+#   holder of both lock and turn, and read by a holder of the turn: never while it changes hands.
+
+# Own this compose folder, or stop: SECONDS to wait.
 take_lock() {
-  local holder=''
-  STATE="${COMPOSE_DIR}/.imagefresh"
-  step lock "taking the lock of ${COMPOSE_DIR}"
   open_state
-  run_child "${QUICK}" flock -n 9
-  if [[ "${STATUS}" != 0 ]]; then
-    [[ ! -f "${STATE}/holder" ]] || holder=$(<"${STATE}/holder")
-    say "another run holds the lock: ${holder:-unknown}; waiting at most $1 s"
-    run_child "$(($1 + QUICK))" flock -w "$1" 9
-    [[ "${STATUS}" == 0 ]] ||
-      cannot_tell locked \
-        "${COMPOSE_DIR}: expected the lock within $1 s, observed that another run holds it: ${holder:-unknown}" \
-        "wait for that run and try again"
+  if [[ -n "${LEASE+set}" ]]; then
+    step lock "taking the turn of run ${RUN_ID} in ${COMPOSE_DIR}"
+    own 9 turn "$1"
+    sign turn
+    watch_lease
+  else
+    step lock "taking the lock of ${COMPOSE_DIR}"
+    own_folder "$1"
+    exec 8>&-
   fi
-  HOLDER="${STATE}/holder"
-  holder=$(date -u +%Y-%m-%dT%H:%M:%SZ)
-  printf '%s %s since %s\n' "${RUN_ID}" "${MODE}" "${holder}" >"${HOLDER}"
+}
+
+# Hold the lock as descriptor 9 and, for the moment, the turn as descriptor 8: SECONDS to wait for each.
+own_folder() {
+  own 9 lock "$1"
+  sign lock
+  own 8 turn "$1"
+}
+
+# Write into a lock who holds it, for those who wait: NAME.
+sign() {
+  local since
+  since=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+  HOLDER="${STATE}/$1"
+  printf '%s %s since %s\n' "${RUN_ID}" "${MODE}" "${since}" >"${HOLDER}"
 }
 
 open_state() {
@@ -620,8 +679,121 @@ open_state() {
     refuse state-unsafe "${STATE}: expected a folder that this user owns or can create, observed none" 'correct it'
   chmod 0700 -- "${STATE}" ||
     refuse state-unsafe "${STATE}: expected a folder that only this user can enter, observed another mode" 'correct it'
-  { exec 9<>"${STATE}/lock"; } 2>/dev/null ||
-    refuse state-unsafe "${STATE}/lock: expected a file that the hook can open, observed none" 'correct or remove it'
+}
+
+# Open a file of the state folder and lock it: DESCRIPTOR NAME SECONDS.
+own() {
+  local holder told='' deadline=$((SECONDS + $3)) who='another run holds the lock'
+  [[ "$2" == lock ]] || who='a mode that was let through still works'
+  open_lock "$1" "${STATE}/$2"
+  run_child "${QUICK}" flock -n "$1"
+  while [[ "${STATUS}" != 0 ]]; do
+    holder=''
+    IFS= read -r holder <"${STATE}/$2" || :
+    [[ "${holder}" == "${told}" ]] || step wait "${who}: ${holder}; waiting at most $3 s"
+    told=${holder}
+    heed_caller 0.01
+    ((SECONDS < deadline)) ||
+      cannot_tell locked "${COMPOSE_DIR}: expected its $2 within $3 s, observed that ${who}: ${holder}" \
+        "wait for that run and try again"
+    run_child "${QUICK}" flock -w $((deadline - SECONDS < SLICE ? deadline - SECONDS : SLICE)) "$1"
+  done
+}
+
+# DESCRIPTOR FILE
+open_lock() {
+  case "$1" in
+    7) exec 7<>"$2" ;;
+    8) exec 8<>"$2" ;;
+    *) exec 9<>"$2" ;;
+  esac 2>/dev/null ||
+    refuse state-unsafe "$2: expected a file that the hook can open, observed none" 'correct or remove it'
+}
+
+# Stop unless LEASE is the token of a lease that lives.
+require_lease() {
+  local line='' digest
+  digest=$(printf '%s' "${LEASE}" | sha256sum)
+  [[ ! -O "${STATE}" || -L "${STATE}" || ! -f "${STATE}/lease" ]] || IFS= read -r line <"${STATE}/lease" || :
+  [[ "${line}" == "${RUN_ID} ${digest%% *}" ]] || lose_lease
+  run_child "${QUICK}" flock --nonblock --shared --conflict-exit-code 7 "${STATE}/lease" true
+  [[ "${STATUS}" == 7 ]] || lose_lease
+}
+
+# The same, and have a process wait for its end: it interrupts this one, in the middle of whatever it does.
+# shellcheck disable=SC2016 # expanded by the inner shell; its parent is flock, whose parent must still be this process
+watch_lease() {
+  local interrupt='read -r _ _ _ parent _ </proc/$PPID/stat; [ "$parent" != "$1" ] || kill -s USR1 "$1"'
+  require_lease
+  trap lose_lease USR1
+  env -i "${CHILD_ENV[@]}" flock --shared "${STATE}/lease" sh -c "${interrupt}" sh "$$" \
+    </dev/null >/dev/null 2>&1 3>&- 4>&- 9>&- &
+  WATCHER=$!
+  # It ends in the very moment of its signal, in which bash 5.2 may lose its end: nothing may ever wait for it.
+  disown "${WATCHER}"
+}
+
+# Stop when the lease that lets this mode through has ended. Once production is changing, nobody listens any more.
+heed_lease() {
+  [[ -z "${WATCHER}" || "${PHASE}" != before ]] || kill -0 "${WATCHER}" 2>/dev/null || lose_lease
+}
+
+lose_lease() {
+  cannot_tell lease-lost \
+    "${COMPOSE_DIR}: expected run ${RUN_ID} to hold its lease, observed that it does not, or not any more" \
+    "start the run again"
+}
+
+# Hold the lock until the caller says that it is done, or says nothing.
+lease() {
+  local digest
+  now
+  HEARD=${NOW}
+  require_tools
+  open_state
+  own_folder "${BUILD_WAIT}"
+  TOKEN=$(head -c 32 /dev/urandom | sha256sum)
+  TOKEN=${TOKEN%% *}
+  digest=$(printf '%s' "${TOKEN}" | sha256sum)
+  own 7 lease "${QUICK}"
+  printf '%s %s\n' "${RUN_ID}" "${digest%% *}" >"${STATE}/lease" ||
+    refuse state-unsafe "${STATE}/lease: expected to write it, observed no success" "look for free space"
+  exec 8>&-
+  now
+  LEASED=${NOW}
+  answer_lease
+  while :; do
+    heed_caller "${SILENCE}"
+  done
+}
+
+# Print the line that says for how long this lease has been held.
+answer_lease() {
+  now
+  printf '{"lease":"%s","held":%d.%03d}\n' "${TOKEN}" $(((NOW - LEASED) / 1000)) $(((NOW - LEASED) % 1000)) \
+    2>/dev/null >&3 || interrupted PIPE
+}
+
+# In --lease: read one line of the caller, for SECONDS at most. Ends when there is no caller any more.
+heed_caller() {
+  local word='' status=0
+  [[ "${MODE}" == --lease ]] || return 0
+  IFS= read -r -t "$1" word <&5 || status=$?
+  now
+  case "${status}:${word}" in
+    0:release) [[ -z "${TOKEN}" ]] || conclude 'done' released "run ${RUN_ID} gave back the lock of ${COMPOSE_DIR}" ;;
+    0:held) [[ -z "${TOKEN}" ]] || answer_lease ;;
+    0:*) ;;
+    1:*) cannot_tell lease-lost "the caller of --lease: expected a line or the word release, observed its end" \
+      "start the run again" ;;
+    *)
+      ((NOW - HEARD < SILENCE * 1000)) ||
+        cannot_tell lease-lost "the caller of --lease: expected a line every 5 s, observed none for ${SILENCE} s" \
+          "start the run again"
+      return 0
+      ;;
+  esac
+  HEARD=${NOW}
 }
 
 # --- Compose ---------------------------------------------------------------------------------------------------------
@@ -1719,9 +1891,108 @@ decide() {
 verify() {
   read_promotion_variables
   check_expectations
-  prepare_host
+  [[ -n "${ENGINE_ID}" ]] || prepare_host # the self-test has done so for all of its cases
+  [[ -z "${LEASE+set}" ]] || require_lease
   decide
   conclude 'done' verified "${SOURCE_IMAGE} (${IMAGE_ID}) would be promoted"
+}
+
+# --- Promotion: does the decision still refuse? ----------------------------------------------------------------------
+
+# Two images out of nothing, one with a label; each case is a --verify of its own, and must end for the right cause.
+self_test() {
+  local name="imagefresh-self-test:${RUN_ID,,}"
+  SOURCE_IMAGE="${name}"
+  read_promotion_variables
+  prepare_host
+  [[ -z "${LEASE+set}" ]] || require_lease
+  name+="-${WORK##*.}"
+  step import 'making two scratch images'
+  head -c 10240 /dev/zero >"${WORK}/empty.tar"
+  import_scratch "${name}-labelled" --change "LABEL ${LABEL}=${TEST_REVISION}"
+  LABELLED=${REPLY}
+  import_scratch "${name}-unlabelled"
+  UNLABELLED=${REPLY}
+  step cases 'asking for decisions that must be refused, and for the one that must not'
+  start_cases "${name}"
+  judge_cases
+  conclude 'done' self-tested "${#CASES[@]} decisions are what they must be"
+}
+
+# Make an image without any content, leave its ID in REPLY: NAME OPTIONS.
+import_scratch() {
+  local name=$1
+  shift
+  SCRATCH+=("${name}")
+  change "${QUICK}" docker import "$@" - "${name}" <"${WORK}/empty.tar"
+  [[ "${STATUS}" == 0 && "${REPLY}" =~ ^${IMAGE_ID_PATTERN}$ ]] && return 0
+  error_line
+  blame import-failed "scratch image ${name}: expected the engine to import it, observed: ${REPLY}" "look at the engine"
+}
+
+# NAME of the scratch images, without what tells them apart.
+start_cases() {
+  local revision=${TEST_REVISION}
+  start_case right verified "SOURCE_IMAGE=$1-labelled"
+  start_case wrong-revision revision-mismatch "EXPECTED_REVISION=${revision//5/6}"
+  start_case empty-revision revision-empty EXPECTED_REVISION=
+  start_case abbreviated-revision revision-malformed "EXPECTED_REVISION=${revision:0:12}"
+  start_case upper-case-revision revision-malformed "EXPECTED_REVISION=${revision^^}"
+  start_case wildcard-revision revision-malformed 'EXPECTED_REVISION=*'
+  start_case pattern-revision revision-malformed "EXPECTED_REVISION=${revision//?/?}"
+  start_case padded-revision revision-malformed "EXPECTED_REVISION= ${revision} "
+  start_case broken-line-revision revision-malformed "EXPECTED_REVISION=${revision}"$'\n'
+  start_case empty-image-id image-id-empty EXPECTED_IMAGE_ID=
+  start_case abbreviated-image-id image-id-malformed "EXPECTED_IMAGE_ID=${LABELLED:0:19}"
+  start_case padded-image-id image-id-malformed "EXPECTED_IMAGE_ID=${LABELLED} "
+  start_case other-image-id image-id-mismatch "EXPECTED_IMAGE_ID=${UNLABELLED}"
+  start_case unlabelled revision-missing "SOURCE_IMAGE=${UNLABELLED}" "EXPECTED_IMAGE_ID=${UNLABELLED}"
+  start_case unlabelled-and-empty revision-empty "SOURCE_IMAGE=${UNLABELLED}" EXPECTED_REVISION= \
+    "EXPECTED_IMAGE_ID=${UNLABELLED}"
+  start_case missing-image image-missing "SOURCE_IMAGE=$1-missing"
+  start_case missing-image-id image-missing "SOURCE_IMAGE=sha256:${revision}${revision:0:24}"
+}
+
+# Start one case, all of them side by side: NAME CAUSE VARIABLE=VALUE. The variables are what it changes.
+start_case() {
+  local name=$1 cause=$2
+  shift 2
+  try_case "${name}" "$@" &
+  CASES+=("$! ${name} ${cause}")
+}
+
+# --verify in a process, folder and result of its own: NAME VARIABLE=VALUE
+try_case() {
+  local name=$1 pair
+  shift
+  unset -v LEASE
+  SOURCE_IMAGE=${LABELLED} EXPECTED_REVISION=${TEST_REVISION} EXPECTED_IMAGE_ID=${LABELLED}
+  for pair in "$@"; do
+    printf -v "${pair%%=*}" '%s' "${pair#*=}" # names of our own
+  done
+  MODE=--verify STEP='' STEP_TIMES='' SCRATCH=() CASES=() WORK="${WORK}/${name}"
+  mkdir -- "${WORK}"
+  set_traps
+  exec 3>"${WORK}.json" 4>/dev/null
+  verify
+}
+
+# Compare what each case ended with; the first one that is wrong is the reason.
+judge_cases() {
+  local case pid name cause line wrong=''
+  for case in "${CASES[@]}"; do
+    read -r pid name cause <<<"${case}"
+    wait "${pid}" || :
+    line=''
+    [[ ! -f "${WORK}/${name}.json" ]] || IFS= read -r line <"${WORK}/${name}.json" || :
+    [[ "${line}" =~ \"kind\":\"([a-z-]+)\",\"cause\":\"([a-z-]+)\",\"reason\":\"([^\"]*) ]] ||
+      cannot_tell self-test-broken "case ${name}: expected a decision, observed none" "report it"
+    [[ "${BASH_REMATCH[1]}" != unknown ]] || cannot_tell "${BASH_REMATCH[2]}" "case ${name}" "${BASH_REMATCH[3]}"
+    CASE_RESULTS+="${CASE_RESULTS:+,}\"${name}\":\"${BASH_REMATCH[2]}\""
+    [[ "${BASH_REMATCH[2]}" == "${cause}" || -n "${wrong}" ]] ||
+      wrong="case ${name}: expected ${cause}, observed ${BASH_REMATCH[2]}: ${BASH_REMATCH[3]}"
+  done
+  [[ -z "${wrong}" ]] || refuse self-test-failed "${wrong}" "replace this hook: it does not refuse what it must refuse"
 }
 
 # --- Promotion: the change -------------------------------------------------------------------------------------------
@@ -1889,7 +2160,8 @@ promote() {
   [[ -z "${PROD_PIN}" ]] || draft_pin
   keep_previous
   say "production changes from here on, whether or not the caller stays" # one who is gone already ends the run here
-  trap '' HUP INT TERM PIPE                                              # it finishes or rolls back; children inherit that
+  heed_lease
+  trap '' HUP INT TERM PIPE USR1 # it finishes or rolls back; children inherit that
   PHASE='swapping'
   run_production "${IMAGE_ID}"
   [[ -z "${PROD_PIN}" ]] || commit_pin
@@ -1902,7 +2174,7 @@ promote() {
 # --- Start -----------------------------------------------------------------------------------------------------------
 
 # Standard output is kept as descriptor 3 for the one JSON line; all other text goes to standard error, kept as
-# descriptor 4. Either may be closed. The lock is descriptor 9.
+# descriptor 4. Either may be closed. What the caller of --lease says is descriptor 5; locks are 7, 8 and 9.
 take_streams() {
   { : >&2; } || exec 2>/dev/null
   { exec 3>&1; } 2>/dev/null || exec 3>/dev/null
@@ -1923,6 +2195,8 @@ dispatch() {
   case "${MODE}" in
     --build-staging) build_staging ;;
     --verify) verify ;;
+    --lease) lease ;;
+    --self-test) self_test ;;
     *) promote ;;
   esac
 }
@@ -1940,11 +2214,8 @@ answer_at_once() {
 # MODE
 read_mode() {
   case "$1" in
-    --build-staging | --verify | --promote) MODE=$1 ;;
-    *)
-      misuse mode-unknown \
-        "mode: expected --build-staging, --verify, --promote, --contract or --help, observed ${1@Q}" "see --help"
-      ;;
+    --build-staging | --verify | --promote | --lease | --self-test) MODE=$1 ;;
+    *) misuse mode-unknown "mode: expected one that --help names, observed ${1@Q}" "see --help" ;;
   esac
 }
 
@@ -1955,6 +2226,7 @@ main() {
   reset_state
   answer_at_once "${1-}"
   [[ "${BUILD_CONTEXT-}" != - ]] || { exec 6<&0; } 2>/dev/null || exec 6</dev/null # the caller sends a pack
+  [[ "${1-}" != --lease ]] || { exec 5<&0; } 2>/dev/null || exec 5</dev/null       # the caller of --lease speaks
   take_streams
   set_traps
   [[ "$#" -le 1 ]] || misuse arguments "arguments: expected one mode, observed $#" "everything else comes in variables"

@@ -13,7 +13,7 @@ from tests.support import ROOT
 PACKAGE = "pytest_imagefresh"
 PURE = {"docker", "paramiko", "pytest", "requests", "rich", "click", "subprocess", "os", "socket", "time", "datetime"}
 HEAVY_HOMES = {"subprocess": "adapters/command.py", "docker": "adapters/engine.py", "paramiko": "adapters/ssh/"}
-SHARED_ADAPTERS = ("command", "host", "ssh")
+SHARED_ADAPTERS = ("command", "dialogue", "host", "ssh")
 
 MODULES = sorted(path.relative_to(ROOT / PACKAGE).as_posix() for path in (ROOT / PACKAGE).rglob("*.py"))
 CORE = [name for name in MODULES if name.startswith("core/")]

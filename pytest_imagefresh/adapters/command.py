@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import IO, Literal
 
 from pytest_imagefresh.core.errors import EvidenceError
 
@@ -234,6 +234,57 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
     except (ProcessLookupError, PermissionError):
         return False
     return True
+
+
+class Spoken:
+    """A program of this machine with an open standard input, in a session of its own; see `dialogue.Program`."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        """Start it in a clean environment. Raises EvidenceError when it cannot be started."""
+        self._argv = tuple(argv)
+        self._ended = False
+        with _signals_held():
+            self._process = _start(argv, None, clean_environment(), with_stdin=True)
+
+    def read_stdout(self) -> bytes:
+        """Wait for output, and return it."""
+        return _read(self._process.stdout)
+
+    def read_stderr(self) -> bytes:
+        """Wait for output, and return it."""
+        return _read(self._process.stderr)
+
+    def write(self, data: bytes) -> None:
+        """Write to its standard input. Raises EvidenceError where it does not take it."""
+        try:
+            if self._process.stdin is not None:
+                self._process.stdin.write(data)
+                self._process.stdin.flush()
+        except (OSError, ValueError) as error:
+            raise EvidenceError(f"'{describe(self._argv)}' no longer listens: {error}") from error
+
+    def hang_up(self) -> None:
+        """Close its standard input."""
+        with contextlib.suppress(OSError):
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+
+    def wait(self, seconds: float) -> int | None:
+        """Return its exit status; None where none has come after that time."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(seconds)
+        return None
+
+    def end(self) -> None:
+        """End its whole process group; what reads its output finds the end of it. Twice is once."""
+        self.hang_up()
+        if not self._ended:
+            self._ended = True
+            _end_group(self._process)
+
+
+def _read(pipe: IO[bytes] | None) -> bytes:
+    return os.read(pipe.fileno(), _CHUNK) if pipe is not None else b""
 
 
 class _Exchange:

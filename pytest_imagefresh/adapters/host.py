@@ -12,6 +12,7 @@ from typing import Protocol
 
 from pytest_imagefresh.adapters import command
 from pytest_imagefresh.adapters.command import Completed, Sent
+from pytest_imagefresh.adapters.dialogue import Dialogue
 from pytest_imagefresh.core import settings
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError
 
@@ -39,6 +40,13 @@ class Host(Protocol):
         """Run a program on the host to its end; `timeout` is in seconds.
 
         Raises EvidenceError where it cannot be known how it ended.
+        """
+        ...
+
+    def start(self, argv: Sequence[str]) -> Dialogue:
+        """Start a program on the host that goes on while others run, and return what is said to it and by it.
+
+        Raises EvidenceError where it cannot be started.
         """
         ...
 
@@ -77,6 +85,10 @@ class LocalHost:
     ) -> Completed:
         """Run a program on this machine, in a clean environment."""
         return command.run(argv, timeout=timeout, stdin=stdin, on_line=on_line)
+
+    def start(self, argv: Sequence[str]) -> Dialogue:
+        """Start a program on this machine, in a clean environment."""
+        return Dialogue(command.Spoken(argv))
 
     def engine_socket(self) -> str:
         """Return the engine's own socket."""

@@ -25,10 +25,12 @@ class Link(enum.Enum):
     REFUSES_WRONG = "hook refuses a wrong revision"
     REFUSES_EMPTY = "hook refuses an empty revision"
     REFUSES_UNLABELLED = "hook refuses an unlabelled image"
+    SELF_TEST = "hook's self-test passes"
     UNCHANGED = "container runs unchanged files"
     SAME_CONTAINER = "container is still the same"
     ANCHOR_HOLDS = "branch is still at the validated revision"
     PRODUCTION = "production untouched"
+    LEASE = "no other run came between"
 
     @classmethod
     def named(cls, name: str) -> Link:

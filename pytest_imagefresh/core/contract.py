@@ -15,6 +15,31 @@ from pytest_imagefresh.core.identity import ImageId, RunId
 from pytest_imagefresh.core.settings import Build, Settings, Target
 
 VERSION = "1"
+UNKNOWN_MODE = "mode-unknown"
+"""The cause by which a hook that is older than its caller says so."""
+
+SELF_TEST = {
+    "right": "verified",
+    "wrong-revision": "revision-mismatch",
+    "empty-revision": "revision-empty",
+    "abbreviated-revision": "revision-malformed",
+    "upper-case-revision": "revision-malformed",
+    "wildcard-revision": "revision-malformed",
+    "pattern-revision": "revision-malformed",
+    "padded-revision": "revision-malformed",
+    "broken-line-revision": "revision-malformed",
+    "empty-image-id": "image-id-empty",
+    "abbreviated-image-id": "image-id-malformed",
+    "padded-image-id": "image-id-malformed",
+    "other-image-id": "image-id-mismatch",
+    "unlabelled": "revision-missing",
+    "unlabelled-and-empty": "revision-empty",
+    "missing-image": "image-missing",
+    "missing-image-id": "image-missing",
+}
+"""Case of `--self-test` -> the cause that it must end with."""
+
+_TOKEN = re.compile(r"[0-9a-f]{64}")
 _STATUS_OF_KIND = {"done": 0, "refused": 1, "usage": 2, "rolled-back": 3, "broken": 4, "unknown": 11}
 
 
@@ -34,6 +59,16 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
     seconds: dict[str, float] = {}
     check_status: int | None = None
     check_output: str = ""
+    cases: dict[str, str] = {}
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """The line in which `--lease` says that it holds the lock."""
+
+    lease: str
+    """The token that lets the other modes of the run through."""
+    held: float
+    """For how many seconds it has been held."""
 
 
 def encode_list(words: Iterable[str]) -> str:
@@ -98,6 +133,26 @@ def promotion_variables(
     return variables
 
 
+def self_test_variables(target: Target, settings: Settings, *, run_id: RunId) -> dict[str, str]:
+    """Return the variables of `--self-test`: a promotion, of which it chooses image and expectations itself."""
+    variables = promotion_variables(target, settings, run_id=run_id, expected_revision="", expected_image=None)
+    return {name: value for name, value in variables.items() if name not in ("SOURCE_IMAGE", "EXPECTED_REVISION")}
+
+
+def lease_variables(target: Target, settings: Settings, *, run_id: RunId) -> dict[str, str]:
+    """Return the variables of `--lease`."""
+    return _always(target, settings, run_id)
+
+
+def parse_grant(line: str) -> Grant | None:
+    """Return what a line of `--lease` grants; None where it is another line, such as its report."""
+    try:
+        grant = msgspec.json.decode(line, type=Grant)
+    except msgspec.DecodeError:
+        return None
+    return grant if _TOKEN.fullmatch(grant.lease) else None
+
+
 def _always(target: Target, settings: Settings, run_id: RunId) -> dict[str, str]:
     return {"REPO": target.repo, "RUN_ID": run_id.text, "COMPOSE_DIR": settings.host.repo_path}
 
@@ -130,7 +185,9 @@ def parse_report(stdout: bytes, exit_status: int, mode: str) -> HookReport:
         raise EvidenceError(
             f"the hook's {mode} printed no valid report: {error}; observed {lines[0][:200]!r}"
         ) from error
-    if line.mode != mode or _STATUS_OF_KIND.get(line.kind) != exit_status or line.ok != (exit_status == 0):
+    # A mode that the hook does not know it does not name either.
+    named = mode if line.cause == UNKNOWN_MODE else line.mode
+    if named != mode or _STATUS_OF_KIND.get(line.kind) != exit_status or line.ok != (exit_status == 0):
         raise EvidenceError(
             f"the hook's {mode} contradicts itself: exit {exit_status}, "
             f"but it reports mode {line.mode}, ok {line.ok}, kind {line.kind}"
@@ -149,6 +206,7 @@ def parse_report(stdout: bytes, exit_status: int, mode: str) -> HookReport:
         engine_id=line.engine_id,
         seconds=line.seconds,
         check=None if line.check_status is None else CheckResult(line.check_status, output),
+        cases=line.cases,
     )
 
 

@@ -163,6 +163,16 @@ class Production:
 
 
 @dataclass(frozen=True)
+class Tenure:
+    """How long one lease has been held, as its holder on the host says when it is asked."""
+
+    held: float
+    """Seconds without a break, by the host's clock."""
+    needed: float
+    """Seconds since the lease was granted, before the first observation, by our clock."""
+
+
+@dataclass(frozen=True)
 class HookReport:
     """The hook's one JSON line and its exit status. A claim: every link is observed again through the engine."""
 
@@ -182,4 +192,6 @@ class HookReport:
     engine_id: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Elapsed time per step, in seconds."""
+    cases: Mapping[str, str] = field(default_factory=dict)
+    """What each case of the self-test ended with, by name; empty for every other mode."""
     check: CheckResult | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_imagefresh.core.content import Content, some_of
@@ -14,12 +14,15 @@ from pytest_imagefresh.core.evidence import (
     HookReport,
     Image,
     Production,
+    Tenure,
 )
 from pytest_imagefresh.core.identity import ImageId, Revision
 from pytest_imagefresh.core.rfc3339 import parse_time
 from pytest_imagefresh.core.tap import TapSummary, find_contradiction
 
 Subject = ImageId | Revision
+
+_CLOCK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -275,6 +278,40 @@ def check_accepted(report: HookReport, expected: ImageId) -> Verdict:
     if not report.ok:
         return Verdict(f"the hook refuses the validated image: {report.reason}", None, "accepted", report.cause)
     return compare("the image that the hook would promote", expected, report.image_id, expected)
+
+
+def check_self_test(report: HookReport, cases: Mapping[str, str], subject: ImageId) -> Verdict:
+    """Accept when the hook's self-test passed, and told of every case the cause that we expect of it.
+
+    `cases` maps the name of a case to that cause. What the hook tells beyond them has no say.
+    """
+    wrong = [
+        f"{name}: expected {cause}, observed {report.cases.get(name, 'nothing')}"
+        for name, cause in cases.items()
+        if report.cases.get(name) != cause
+    ]
+    if not report.ok or wrong or not cases:
+        seen = "; ".join(wrong) or report.reason
+        return Verdict(
+            f"the hook's self-test does not pass: {seen}; replace the installed hook", None, f"{len(cases)} cases", seen
+        )
+    return Verdict(
+        f"the hook decides {len(cases)} cases as it must", subject, f"{len(cases)} cases", f"{len(cases)} cases"
+    )
+
+
+def check_lease(tenure: Tenure, subject: ImageId) -> Verdict:
+    """Accept when the lock of the host was held without a break since before the first observation."""
+    expected, observed = f"{tenure.needed:.1f} s", f"{tenure.held:.1f} s"
+    # Two clocks never agree to the last.
+    if tenure.held + _CLOCK_SECONDS < tenure.needed:
+        return Verdict(
+            f"the lease was held for {observed}, expected {expected}; another run may have come between; run it again",
+            None,
+            expected,
+            observed,
+        )
+    return Verdict(f"the host's lock was held for {observed} without a break", subject, expected, observed)
 
 
 def check_refused(report: HookReport, case: str, causes: Collection[str], subject: ImageId) -> Verdict:

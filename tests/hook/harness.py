@@ -34,6 +34,7 @@ KEYS = {
     "seconds",
     "check_status",
     "check_output",
+    "cases",
 }
 STATUS_OF_KIND = {"done": 0, "refused": 1, "usage": 2, "rolled-back": 3, "broken": 4, "unknown": 11}
 
@@ -215,6 +216,11 @@ class PretendedHost:
 
     def promote(self, **changes: str | None) -> Outcome:
         return self.hook.call("--promote", changed(self.promotion_variables(), changes))
+
+    def self_test(self, **changes: str | None) -> Outcome:
+        """Call `--self-test` with changed variables; None leaves one out."""
+        unused = dict.fromkeys(["SOURCE_IMAGE", "EXPECTED_REVISION", "EXPECTED_IMAGE_ID"])
+        return self.hook.call("--self-test", changed(self.promotion_variables(), {**unused, **changes}))
 
     def staging_variables(self) -> dict[str, str]:
         return {

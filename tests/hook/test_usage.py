@@ -17,7 +17,8 @@ from pytest_imagefresh.core.contract import encode_list
 from tests.hook.harness import RUN_ID, SAFE_PATH, SCRIPT, Hook, Outcome, PretendedHost, changed, image_id, install
 
 FOREVER = "a" * 5000
-ALWAYS = ["REPO", "RUN_ID", "COMPOSE_DIR", "HEALTH_PATH", "HEALTH_TIMEOUT", "SETTLE"]
+EVERY_MODE = ["REPO", "RUN_ID", "COMPOSE_DIR"]
+ALWAYS = [*EVERY_MODE, "HEALTH_PATH", "HEALTH_TIMEOUT", "SETTLE"]
 STAGING_ONLY = [
     *["GIT_SHA", "BUILD_CONTEXT", "BUILD_TIMEOUT", "TARGET_IMAGE", "TARGET_SERVICE", "TARGET_PORT", "COMPOSE_PROFILE"],
     *["STAGING_CONTAINER", "STAGING_CHECK_PATH", "CHECK_TIMEOUT"],
@@ -37,8 +38,8 @@ def test_help_names_every_mode_and_variable(pretended: PretendedHost) -> None:
     done = pretended.hook.run("--help", {})
     assert (done.returncode, done.stderr) == (0, b"")
     text = done.stdout.decode()
-    modes = ["--build-staging", "--verify", "--promote", "--contract", "--help"]
-    optional = ["BUILD_ARGS", "STAGING_CHECK_COMMAND", "EXPECTED_REVISION", "EXPECTED_IMAGE_ID", "PROD_PIN"]
+    modes = ["--build-staging", "--verify", "--promote", "--lease", "--self-test", "--contract", "--help"]
+    optional = ["LEASE", "BUILD_ARGS", "STAGING_CHECK_COMMAND", "EXPECTED_REVISION", "EXPECTED_IMAGE_ID", "PROD_PIN"]
     assert [word for word in [*modes, *ALWAYS, *STAGING_ONLY, *PROMOTION_ONLY, *optional] if word not in text] == []
 
 
@@ -72,6 +73,7 @@ BAD: dict[str, list[str]] = {
     "REPO": [*NAMES, "a..b", "a.git", ".a"],
     "RUN_ID": ["", RUN_ID.upper(), RUN_ID[:-1], RUN_ID + "0", RUN_ID + "\n", "x", RUN_ID.replace("T", " ")],
     "COMPOSE_DIR": [*PATHS, "/nowhere/at/all", "/etc/passwd"],
+    "LEASE": ["", "x", "a" * 63, "A" * 64, "a" * 64 + "\n", "*", "$(id)"],
     "HEALTH_PATH": ["", "health", "/a b", "/a\n", "/$(id)", "/a'b", "/a#b", "/{a}", "@evil/", FOREVER],
     "HEALTH_TIMEOUT": COUNTS,
     "SETTLE": [each for each in COUNTS if each not in ("0", "00")],
@@ -115,12 +117,19 @@ def test_a_malformed_variable_is_wrong_usage_and_nothing_happens(pretended: Pret
 
 
 @pytest.mark.parametrize("name", ALWAYS)
-@pytest.mark.parametrize("mode", ["--build-staging", "--verify", "--promote"])
+@pytest.mark.parametrize("mode", ["--build-staging", "--verify", "--promote", "--self-test"])
 def test_a_variable_of_every_mode_must_be_set(pretended: PretendedHost, mode: str, name: str) -> None:
     variables = {**pretended.staging_variables(), **pretended.promotion_variables()}
     outcome = pretended.hook.call(mode, changed(variables, {name: None}))
     assert outcome.verdict == (2, "variable-missing")
     assert outcome.reason.startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("name", EVERY_MODE)
+def test_a_lease_needs_these_variables_only(pretended: PretendedHost, name: str) -> None:
+    variables = {name: pretended.promotion_variables()[name] for name in EVERY_MODE}
+    outcome = pretended.hook.call("--lease", changed(variables, {name: None}))
+    assert (outcome.verdict, outcome.reason.split(":")[0]) == ((2, "variable-missing"), name)
 
 
 @pytest.mark.parametrize("name", STAGING_ONLY)
@@ -369,7 +378,7 @@ def test_a_signal_during_the_build_ends_it_at_once_and_tidily(pretended: Pretend
     assert list(pretended.hook.temp_dir.iterdir()) == []
     assert "docker image rm --force --no-prune imagefresh-run:20260102t030405z-89abcdef" in pretended.calls
     assert not [call for call in pretended.changes() if "docker build " not in call]
-    assert not (pretended.compose_dir / ".imagefresh/holder").exists()
+    assert (pretended.compose_dir / ".imagefresh/lock").read_text() == ""
     assert pretended.staging(GIT_SHA="0" * 40).cause == "commit-missing"  # the lock is free
 
 
@@ -448,7 +457,7 @@ def test_the_state_folder_is_closed_to_others_and_the_lock_file_stays(pretended:
     state.mkdir(mode=0o755)
     assert pretended.promote().status == 0
     assert state.stat().st_mode & 0o777 == 0o700
-    assert sorted(path.name for path in state.iterdir()) == ["lock", "promoted"]
+    assert sorted(path.name for path in state.iterdir()) == ["lock", "promoted", "turn"]
 
 
 # --- the engine -------------------------------------------------------------------------------------------------------

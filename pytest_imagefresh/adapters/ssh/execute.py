@@ -13,7 +13,8 @@ from typing import Literal
 import paramiko
 
 from pytest_imagefresh.adapters.command import HELD_SECONDS, LineFeed, Sent
-from pytest_imagefresh.adapters.ssh.connection import FOREIGN_ERRORS, watched
+from pytest_imagefresh.adapters.ssh.connection import FOREIGN_ERRORS, reason, watched
+from pytest_imagefresh.core.errors import EvidenceError
 
 _CHUNK = 65536
 _SEND_CHUNK = 32768
@@ -28,6 +29,53 @@ def close_channel(channel: paramiko.Channel) -> None:
     """Close a channel. A peer that does not even take the farewell loses the whole connection."""
     with contextlib.suppress(*FOREIGN_ERRORS), watched(channel.get_transport(), _CLOSE_SECONDS):
         channel.close()
+
+
+class Spoken:
+    """A program on the host with an open standard input; see `dialogue.Program`.
+
+    Its end is not ours to make: it loses its input and its outputs, and must take that for its end.
+    """
+
+    def __init__(self, channel: paramiko.Channel, name: str) -> None:
+        """`name` names program and host, for messages."""
+        self._channel = channel
+        self._name = name
+
+    def read_stdout(self) -> bytes:
+        """Wait for output, and return it."""
+        return _read(self._channel.recv)
+
+    def read_stderr(self) -> bytes:
+        """Wait for output, and return it."""
+        return _read(self._channel.recv_stderr)
+
+    def write(self, data: bytes) -> None:
+        """Write to its standard input. Raises EvidenceError where it does not take it."""
+        try:
+            self._channel.sendall(data)
+        except FOREIGN_ERRORS as error:
+            raise EvidenceError(f"{self._name} no longer listens: {reason(error)}") from error
+
+    def hang_up(self) -> None:
+        """Close its standard input."""
+        with contextlib.suppress(*FOREIGN_ERRORS):
+            self._channel.shutdown_write()
+
+    def wait(self, seconds: float) -> int | None:
+        """Return its exit status; None where none has come after that time."""
+        came = self._channel.status_event.wait(seconds)
+        return self._channel.exit_status if came and self._channel.exit_status != -1 else None
+
+    def end(self) -> None:
+        """Close the channel. Twice is once."""
+        close_channel(self._channel)
+
+
+def _read(receive: Callable[[int], bytes]) -> bytes:
+    with contextlib.suppress(*FOREIGN_ERRORS):
+        return receive(_CHUNK)
+    return b""
 
 
 class Exchange:
@@ -114,9 +162,7 @@ class Exchange:
     def _pump(self, receive: Callable[[int], bytes], output: bytearray) -> None:
         data = b"first"
         while data:
-            data = b""
-            with contextlib.suppress(*FOREIGN_ERRORS):
-                data = receive(_CHUNK)
+            data = _read(receive)
             self._read.put((output, data))
 
     def _send(self, stdin: Sent) -> None:

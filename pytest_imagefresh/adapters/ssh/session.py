@@ -26,9 +26,10 @@ from pytest_imagefresh.adapters.command import (
     last_line,
     timeout_message,
 )
+from pytest_imagefresh.adapters.dialogue import Dialogue
 from pytest_imagefresh.adapters.ssh import login
 from pytest_imagefresh.adapters.ssh.connection import FOREIGN_ERRORS, Connection, close, reason, watched
-from pytest_imagefresh.adapters.ssh.execute import Exchange, Problem, close_channel
+from pytest_imagefresh.adapters.ssh.execute import Exchange, Problem, Spoken, close_channel
 from pytest_imagefresh.adapters.ssh.forward import Dial, FarEnd, Forward, OneRequest, answer_unavailable, plain, reset
 from pytest_imagefresh.adapters.ssh.known_hosts import read_known_hosts
 from pytest_imagefresh.adapters.ssh.route import resolve
@@ -36,6 +37,7 @@ from pytest_imagefresh.core import settings
 from pytest_imagefresh.core.errors import EvidenceError
 
 # sshd allows 10 sessions per connection (MaxSessions) and refuses further ones; ours wait instead.
+# One more is for the lease, as long as the run lasts.
 _ENGINE_SESSIONS = 6
 _RUN_SESSIONS = 3
 _POLL_SECONDS = 0.1
@@ -87,7 +89,7 @@ class SshHost:
         """Run a program on the host to its end and return its exit status, whatever it is, and its output.
 
         `timeout` is in seconds; when it is over the program loses its input and outputs, and the host decides what
-        becomes of it. Raises EvidenceError where it cannot be known how the program ended, lost connections included.
+        becomes of it (a hook that a lease lets through ends with the lease). Raises EvidenceError where it cannot be known how the program ended, lost connections included.
         """
         deadline = time.monotonic() + timeout
         with self._slot(self._run_slots, min(timeout, self._bound)):
@@ -98,6 +100,15 @@ class SshHost:
                 if problem:
                     raise EvidenceError(self._explain(problem, argv, timeout, stderr))
                 return Completed(tuple(argv), exchange.status, bytes(exchange.stdout), stderr)
+
+    def start(self, argv: Sequence[str]) -> Dialogue:
+        """Start a program on the host that goes on while others run, and return what is said to it and by it.
+
+        It takes a session of its own, beside those for `run` and for the engine. Raises EvidenceError where it cannot
+        be started.
+        """
+        name = f"'{describe(argv)}' on {self.name}"
+        return Dialogue(Spoken(self._open_session(argv, self._bound), name))
 
     def engine_socket(self) -> str:
         """Return the path of a unix socket on this machine whose connections reach the host's engine.
