@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_imagefresh.core.evidence import Container, Image, Production
+from pytest_imagefresh.core.contract import SELF_TEST
+from pytest_imagefresh.core.evidence import Container, HookReport, Image, Production
 from pytest_imagefresh.core.identity import ImageId, Revision
 from pytest_imagefresh.core.settings import Target
 from pytest_imagefresh.core.unchanged import check_unchanged
@@ -12,9 +13,11 @@ from pytest_imagefresh.core.verdict import (
     check_accepted,
     check_anchor,
     check_label,
+    check_lease,
     check_production_untouched,
     check_refused,
     check_same_container,
+    check_self_test,
 )
 from pytest_imagefresh.fixtures import AskHook, Prove
 from pytest_imagefresh.run import TargetRun
@@ -58,6 +61,12 @@ def test_hook_refuses_unlabelled_image(
     prove(check_refused(report, "an unlabelled image", {"revision-missing"}, staging_image.id))
 
 
+@pytest.mark.link("SELF_TEST")
+def test_hook_passes_its_self_test(prove: Prove, self_test: HookReport, staging_image: Image) -> None:
+    """On its own host the installed hook refuses what must be refused, each for its cause, and nothing else."""
+    prove(check_self_test(self_test, SELF_TEST, staging_image.id))
+
+
 @pytest.mark.link("UNCHANGED")
 def test_container_runs_unchanged_files(prove: Prove, target_run: TargetRun, staging_container: Container) -> None:
     """After all checks, the declared content of the running container is still the image's own."""
@@ -87,3 +96,9 @@ def test_production_is_untouched(
 ) -> None:
     """At the end, production is what it was at the beginning: containers, start times, image."""
     prove(check_production_untouched(production_before, target_run.read_production(), staging_image.id))
+
+
+@pytest.mark.link("LEASE")
+def test_no_other_run_came_between(prove: Prove, target_run: TargetRun, staging_image: Image) -> None:
+    """From before the first observation until now, this run alone held the lock of the host."""
+    prove(check_lease(target_run.read_tenure(), staging_image.id))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pytest_docker.plugin import Services
 
+from pytest_imagefresh.adapters.hook import Lease
 from pytest_imagefresh.adapters.http import read_answer
 from pytest_imagefresh.core.chain import Link, Proof
 from pytest_imagefresh.core.content import Content
@@ -83,15 +84,27 @@ def prove(request: pytest.FixtureRequest, target: Target) -> Prove:
 
 
 @pytest.fixture(scope="session")
-def validated_revision(target_run: TargetRun) -> Revision:
+def validated_revision(request: pytest.FixtureRequest, target_run: TargetRun) -> Revision:
     """The validated revision: the full commit ID at HEAD of the branch's worktree, resolved once per run."""
+    if not request.config.stash[GATE].reuse:
+        target_run.begin_lease()  # the host takes its lock while git looks
     revision = target_run.anchor.revision
     target_run.facts["revision"] = revision.hex
     return revision
 
 
 @pytest.fixture(scope="session")
-def production_before(target_run: TargetRun) -> Production:
+def lease(
+    request: pytest.FixtureRequest,
+    target_run: TargetRun,
+    validated_revision: Revision,  # noqa: ARG001
+) -> Lease | None:
+    """The lock of the host, held from before the first observation on; None with --gate-reuse, which proves nothing."""
+    return None if request.config.stash[GATE].reuse else target_run.lease
+
+
+@pytest.fixture(scope="session")
+def production_before(target_run: TargetRun, lease: Lease | None) -> Production:  # noqa: ARG001
     """Production as it was before this run changed anything."""
     target_run.facts["engine_id"] = target_run.run.engine.id
     return target_run.production_before
@@ -234,6 +247,12 @@ def hook(target_run: TargetRun) -> AskHook:
     changes.
     """
     return target_run.verify
+
+
+@pytest.fixture(scope="session")
+def self_test(target_run: TargetRun, lease: Lease | None) -> HookReport:  # noqa: ARG001
+    """What the installed hook says of its own refusals."""
+    return target_run.self_test()
 
 
 @pytest.fixture

@@ -125,6 +125,7 @@ class _Upstream:
         self.live = False
         self._channel = channel
         self._target = target
+        """What has begun; "" for nothing."""
 
     def show(self, line: str) -> None:
         """Send one line to the controller, which may have gone."""
@@ -220,7 +221,7 @@ class EchoProgress:
         self._begun = time.monotonic()
         self._output = Stream(sys.stderr)
 
-    def follow(self, target: str) -> Follower:  # noqa: ARG002  # one target after the other
+    def follow(self, target: str, *, begins: bool = True) -> Follower:  # noqa: ARG002  # one target after the other
         """Follow one call of the hook."""
         return Follower(self._output, begun=self._begun, label="", heartbeat=self.heartbeat)
 
@@ -231,7 +232,7 @@ class TerminalProgress:
     def __init__(self, config: pytest.Config) -> None:
         self.heartbeat = HEARTBEAT_SECONDS
         self.begun: set[str] = set()
-        """The targets of which some call was followed, in this process or in a worker."""
+        """The targets of which some call that may change them was followed, in this process or in a worker."""
         self._config = config
         self._started = time.monotonic()
         self._upstream = getattr(config, "workerinput", {}).get(_CHANNEL)
@@ -239,11 +240,12 @@ class TerminalProgress:
         self._channels: list[Any] = []
         config.add_cleanup(self._output.close)
 
-    def follow(self, target: str) -> Follower:
-        """Follow one call of the hook."""
-        self.begun.add(target)
+    def follow(self, target: str, *, begins: bool = True) -> Follower:
+        """Follow one call of the hook; `begins` says whether it may change the target."""
+        begun = target if begins else ""
+        self.begun.add(begun)
         worker = self._upstream is not None
-        output: Output = _Upstream(self._upstream, target) if worker else self._output
+        output: Output = _Upstream(self._upstream, begun) if worker else self._output
         return Follower(output, begun=self._started, label=target if worker else "", heartbeat=self.heartbeat)
 
     def listen(self, node: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -24,15 +24,20 @@ from pytest_imagefresh.adapters.git import (
     read_content,
     read_tree_files,
 )
-from pytest_imagefresh.adapters.hook import InstalledHook, bundled_hook
+from pytest_imagefresh.adapters.hook import LOCK_SECONDS, InstalledHook, Lease, bundled_hook
 from pytest_imagefresh.adapters.host import Host, connect
 from pytest_imagefresh.adapters.records import new_run_id
 from pytest_imagefresh.compose_evidence import HostCompose, Meanwhile, compare_with_commit, read_host_compose
 from pytest_imagefresh.core.compose import ComposeEvidence
 from pytest_imagefresh.core.content import Content, Place
-from pytest_imagefresh.core.contract import promotion_variables, staging_variables
-from pytest_imagefresh.core.errors import ImagefreshError, Refused
-from pytest_imagefresh.core.evidence import Anchor, Change, CheckResult, Container, HookReport, Production
+from pytest_imagefresh.core.contract import (
+    lease_variables,
+    promotion_variables,
+    self_test_variables,
+    staging_variables,
+)
+from pytest_imagefresh.core.errors import EvidenceError, ImagefreshError, Refused
+from pytest_imagefresh.core.evidence import Anchor, Change, CheckResult, Container, HookReport, Production, Tenure
 from pytest_imagefresh.core.identity import BranchName, ImageId, RepoName, RunId
 from pytest_imagefresh.core.masking import Masker
 from pytest_imagefresh.core.settings import SENT, Build, Settings, Target, clone_on_host
@@ -45,10 +50,13 @@ _STEP = "imagefresh: step: "
 
 _BUILD_STEP = f"{_STEP}building "
 
+_LOOKS = ("--verify", "--self-test")
+"""The modes that change nothing."""
+
 _LOOKS_PER_CALL = 20
 """How many bounded looks at engine and lock one call of the hook takes at most, beside its long steps."""
 
-_HOOK_CALLS_PER_GATE = 8
+_HOOK_CALLS_PER_GATE = 9
 
 
 class Steps(Protocol):
@@ -64,14 +72,17 @@ class Steps(Protocol):
 class Progress(Protocol):
     """Where a run tells what it is doing."""
 
-    def follow(self, target: str) -> AbstractContextManager[Steps]:
-        """Follow one call of the hook for a target, from its first step to its end, whatever that is."""
+    def follow(self, target: str, *, begins: bool = True) -> AbstractContextManager[Steps]:
+        """Follow one call of the hook for a target, from its first step to its end, whatever that is.
+
+        `begins` says whether the call may change the target; waiting for another run does not.
+        """
 
 
 class Silent:
     """Tells nobody."""
 
-    def follow(self, target: str) -> AbstractContextManager[Steps]:  # noqa: ARG002
+    def follow(self, target: str, *, begins: bool = True) -> AbstractContextManager[Steps]:  # noqa: ARG002
         """Follow nothing."""
         return nullcontext(self)
 
@@ -132,6 +143,8 @@ class GateRun:
         """Masks secrets in whatever is printed or written."""
         self._open = ExitStack()
         self._anchors: dict[str, Anchor] = {}
+        self._lease: tuple[str, Lease] | None = None
+        self._given_back: set[str] = set()
 
     @once
     def host(self) -> Host:
@@ -159,9 +172,34 @@ class GateRun:
             path = self._open.enter_context(
                 bundled_hook(self.host, shipped.hook_script(), self.settings.host, timeout=bound)
             )
-        hook = InstalledHook(self.host, path)
+        hook = InstalledHook(self.host, path, ours=str(shipped.hook_script()))
         hook.check_contract()
         return hook
+
+    def ask_lease(self, target: Target, settings: Settings) -> Lease:
+        """Ask for the lease of a target's compose folder; the same one for all targets that share the folder.
+
+        A run holds one lease at a time: two runs that each held one could wait for the other's for ever. So the
+        targets of one folder have to be done before those of the next, and a folder is never gone back to.
+        """
+        folder = settings.host.repo_path
+        if self._lease is not None and self._lease[0] == folder:
+            return self._lease[1]
+        if folder in self._given_back:
+            raise EvidenceError(f"the lease of {folder} was given back for another one; gate its targets in one go")
+        if self._lease is not None:
+            self._lease[1].close()
+            self._given_back.add(self._lease[0])
+        variables = lease_variables(target, settings, run_id=self.run_id)
+        lease = self.hook.lease(variables, patience=gate_bound(settings))
+        self._open.callback(lease.close)
+        self._lease = folder, lease
+        return lease
+
+    def keep_lease(self) -> None:
+        """Say that this run gets on; a lease of one that hangs ends by itself."""
+        if self._lease is not None:
+            self._lease[1].keep()
 
     def clone(self, repo: str) -> Path:
         """Return the clone of a repo, as this machine sees it."""
@@ -215,6 +253,7 @@ class TargetRun:
         self._charged = False
         self.call_seconds: dict[str, float] = {}
         """Mode of the hook -> how long its last call took, in seconds."""
+        self._held: Lease | None = None
 
     @property
     def anchor(self) -> Anchor:
@@ -234,6 +273,24 @@ class TargetRun:
         build = read_build(self.compose_files, self.target, self.anchor.revision, timeout=bound)
         self.run.mask.learn(build.args)
         return build
+
+    def begin_lease(self) -> None:
+        """Ask for the lease and go on; what goes wrong is told by `lease`."""
+        with suppress(ImagefreshError):
+            _ = self._asked
+
+    @once
+    def _asked(self) -> Lease:
+        return self.run.ask_lease(self.target, self.settings)
+
+    @once
+    def lease(self) -> Lease:
+        """The lock of the host for this run, once no other run has it; every later call of the hook passes with it."""
+        lease = self._asked
+        with self.run.progress.follow(self.target.name, begins=False) as steps:
+            lease.await_grant(on_line=partial(self._listen, steps))
+        self._held = lease
+        return lease
 
     @once
     def production_before(self) -> Production:
@@ -293,6 +350,15 @@ class TargetRun:
         if source_image is not None:
             variables["SOURCE_IMAGE"] = source_image
         return self._call("--verify", variables, _look_bound(self.settings))
+
+    def self_test(self) -> HookReport:
+        """Let the installed hook prove on its host that it refuses what it must refuse."""
+        variables = self_test_variables(self.target, self.settings, run_id=self.run.run_id)
+        return self._call("--self-test", variables, _look_bound(self.settings))
+
+    def read_tenure(self) -> Tenure:
+        """Return how long the lease has been held."""
+        return self.lease.tenure(timeout=self.settings.timeouts.inspect)
 
     def promote(self, expected_image: ImageId) -> HookReport:
         """Promote the proven image of the validated revision to production."""
@@ -385,9 +451,9 @@ class TargetRun:
         started = time.monotonic()
         try:
             # A call that changes nothing is over in a moment: its steps are not worth a line each.
-            with (_SILENT if mode == "--verify" else self.run.progress).follow(self.target.name) as steps:
-                listen = partial(self._listen, steps)
-                return self.run.hook.call(mode, variables, timeout=bound, stdin=stdin, on_line=listen)
+            with (_SILENT if mode in _LOOKS else self.run.progress).follow(self.target.name) as steps:
+                listen, lease = partial(self._listen, steps), self._held
+                return self.run.hook.call(mode, variables, timeout=bound, stdin=stdin, on_line=listen, lease=lease)
         finally:
             self.call_seconds[mode] = time.monotonic() - started
 
@@ -420,7 +486,8 @@ def _build_bound(settings: Settings) -> float:
 def gate_bound(settings: Settings) -> float:
     """The sum of the bounds of everything that a complete gate does for one target, in seconds."""
     bounds = settings.timeouts
-    return _build_bound(settings) + bounds.git + bounds.content + _HOOK_CALLS_PER_GATE * _look_bound(settings)
+    looks = bounds.git + bounds.content + _HOOK_CALLS_PER_GATE * _look_bound(settings)
+    return LOCK_SECONDS + _build_bound(settings) + looks
 
 
 def is_compose_input(path: str) -> bool:

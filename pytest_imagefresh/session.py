@@ -146,17 +146,18 @@ class GateSession:
                 item.add_marker(pytest.mark.skip(reason=f"imagefresh: {'; '.join(self.off.values())}"))
             return
         if self.reuse:
-            self._leave_out_the_rebuild(config, items)
+            self._leave_out_what_changes(config, items)
         gates = sorted(filter(is_gate, items), key=self._place)
         items[:] = [item for item in items if not is_gate(item)] + gates
         for item in gates:
             self._bound(item)
             self.ledger.weaken(*replaced_fixtures(item) if link_of(item) else ())
 
-    def _leave_out_the_rebuild(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        rebuilt = [item for item in items if link_of(item) is Link.REBUILT]
-        items[:] = [item for item in items if item not in rebuilt]
-        config.hook.pytest_deselected(items=rebuilt)
+    def _leave_out_what_changes(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Nothing is rebuilt, so there is no lease either."""
+        left_out = [item for item in items if link_of(item) in (Link.REBUILT, Link.LEASE)]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
     def _place(self, item: pytest.Item) -> tuple[int, int]:
         """Targets in turn; within one, links in order, and a user's own checks before the last looks."""
@@ -192,7 +193,8 @@ class GateSession:
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
         """Keep all items of one target on one worker, so that it is rebuilt once and proven in order."""
-        return workers.scheduler(config, log, self.ledger.targets) if self.targets else None
+        folders = {each.name: TargetRun(self.run, each).settings.host.repo_path for each in self.targets}
+        return workers.scheduler(config, log, folders) if self.targets else None
 
     # What they proved.
 
@@ -202,6 +204,7 @@ class GateSession:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Say refusals and evidence errors in one sentence, and send proofs along with the report."""
         report = yield
+        self.run.keep_lease()
         if call.excinfo is not None and isinstance(call.excinfo.value, ImagefreshError):
             present(report, call.excinfo.value, self.run.mask)
         if is_gate(item):

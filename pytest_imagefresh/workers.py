@@ -1,8 +1,8 @@
-"""The gate under pytest-xdist: one run ID for all workers, and all items of one target on one worker."""
+"""The gate under pytest-xdist: one run ID for all workers, and all items of one compose folder on one worker."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -54,13 +54,18 @@ def take_inventory(node: Any, ledger: Ledger) -> None:
         ledger.note(node_id, Outcome.LEFT_OUT)
 
 
-def scheduler(config: pytest.Config, log: Any, targets: Sequence[str]) -> Any:
-    """Return a scheduler that keeps all gate items of one target, in their order, on one worker."""
+def scheduler(config: pytest.Config, log: Any, folders: Mapping[str, str]) -> Any:
+    """Return a scheduler that keeps all gate items of one target, in their order, on one worker.
+
+    `folders` maps each target to its compose folder. Targets of one folder share its lock, and so a worker: on two of
+    them one would wait for the other to end.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class TargetScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         def _split_scope(self, nodeid: str) -> str:
-            return target_of(nodeid, targets) or str(super()._split_scope(nodeid))
+            target = target_of(nodeid, tuple(folders))
+            return f"compose folder {folders[target]}" if target else str(super()._split_scope(nodeid))
 
         def remove_node(self, node: Any) -> str | None:
             """Return the test that a worker crashed in. It is not tried again: it would rebuild and crash once more."""

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 from pytest_imagefresh.adapters.command import Completed, Sent
 from pytest_imagefresh.core.content import Place
+from pytest_imagefresh.core.contract import SELF_TEST
 from pytest_imagefresh.core.errors import EvidenceError
 from pytest_imagefresh.core.evidence import (
     Change,
@@ -27,6 +28,7 @@ from pytest_imagefresh.core.evidence import (
     Port,
     PortOwner,
     Production,
+    Tenure,
 )
 from pytest_imagefresh.core.identity import ContainerId, ImageId, RunId
 from pytest_imagefresh.core.settings import Prod
@@ -221,6 +223,29 @@ class FakeHost:
         pass
 
 
+class FakeLease:
+    """The interface of adapters.hook.Lease. The fault `lease-lost` ends it before its last question."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.token = "1" * 64
+
+    def await_grant(self, *, on_line: Callable[[str], None] | None = None) -> None:
+        if "locked" in self.world.faults:
+            raise EvidenceError("another run holds the lock")
+
+    def tenure(self, *, timeout: float) -> Tenure:
+        if "lease-lost" in self.world.faults:
+            raise EvidenceError("the lease of this run was lost")
+        return Tenure(held=5.0 if "lease-renewed" not in self.world.faults else 0.5, needed=5.0)
+
+    def keep(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class FakeHook:
     """The interface of adapters.hook.InstalledHook, acting on a world."""
 
@@ -228,6 +253,10 @@ class FakeHook:
 
     def __init__(self, world: World) -> None:
         self.world = world
+
+    def lease(self, variables: Mapping[str, str], *, patience: float) -> FakeLease:
+        self.world.calls.append(("--lease", dict(variables)))
+        return FakeLease(self.world)
 
     def call(
         self,
@@ -237,7 +266,10 @@ class FakeHook:
         timeout: float,
         stdin: Sent = b"",
         on_line: Callable[[str], None] | None = None,
+        lease: FakeLease | None = None,
     ) -> HookReport:
+        if lease is not None:
+            variables = {**variables, "LEASE": lease.token}
         self.world.calls.append((mode, dict(variables)))
         for line in (
             f"imagefresh: step: {'building' if mode == '--build-staging' else 'verifying'} shop",
@@ -248,6 +280,8 @@ class FakeHook:
             raise EvidenceError("the hook could not find out: the engine does not answer")
         if mode == "--build-staging":
             return self._build(variables)
+        if mode == "--self-test":
+            return self._self_test()
         return self._verify(mode, variables)
 
     def _build(self, variables: Mapping[str, str]) -> HookReport:
@@ -285,6 +319,14 @@ class FakeHook:
             engine_id=FakeEngine.id,
             check=CheckResult(1 if "check-fails" in self.world.faults else 0, b"checked\n"),
         )
+
+    def _self_test(self) -> HookReport:
+        cases = dict(SELF_TEST)
+        if "accepts-everything" in self.world.faults:
+            cases["wrong-revision"] = "verified"
+        if "forgets-a-case" in self.world.faults:
+            del cases["unlabelled"]
+        return HookReport("--self-test", 0, True, "done", "self-tested", "all is well", cases=cases)
 
     def _verify(self, mode: str, variables: Mapping[str, str]) -> HookReport:
         found = self.world.images[variables["SOURCE_IMAGE"]]

@@ -30,9 +30,11 @@ POLICY_FOLDER = "/etc/imagefresh"
 LOCK_SECONDS = 660.0
 """How long a run waits for another one at most: a little longer than the hook itself does."""
 
+HEARTBEAT_SECONDS = 5.0
+"""How often a lease is told that we live; the hook lets go of it after 20 s of silence."""
+
 _NOT_FOUND = (126, 127)
 _CONTRACT_TIMEOUT = 30.0
-_HEARTBEAT_SECONDS = 5.0
 _RELEASE_SECONDS = 5.0
 
 
@@ -97,7 +99,9 @@ class InstalledHook:
 
     def _report(self, mode: str, status: int | None, stdout: bytes) -> HookReport:
         if status is None:
-            raise EvidenceError(f"the hook's {mode} brought no exit status; look at {self._host.name}, and run it again")
+            raise EvidenceError(
+                f"the hook's {mode} brought no exit status; look at {self._host.name}, and run it again"
+            )
         if status in _NOT_FOUND and not stdout.strip():
             raise EvidenceError(self._not_found())
         report = parse_report(stdout, status, mode)
@@ -202,7 +206,7 @@ class Lease:
 
     def _beat(self) -> None:
         with suppress(EvidenceError):
-            while not self._over.wait(_HEARTBEAT_SECONDS) and time.monotonic() < self._until:
+            while not self._over.wait(HEARTBEAT_SECONDS) and time.monotonic() < self._until:
                 self._dialogue.say("")
 
     @staticmethod

@@ -202,12 +202,13 @@ class Pipeline:
         return {str(each.get("name")): str(each.get("value")) for each in tree.iter("property")}
 
     def leftovers(self) -> list[str]:
-        """Return what a run must not leave behind: temporary files, run tags, a lock's holder, drafts, processes."""
+        """Return what a run must not leave behind: temporary files, run tags, held locks, drafts, processes."""
         own = [path for path in self._temporary.iterdir() if not path.name.startswith("pytest-of-")]
         files = [*own, *self._hook_temporary.iterdir()]
         files += self.folder.rglob("*.new")
-        files += [*self.copy.compose_dir.glob(".imagefresh/holder"), *self.copy.compose_dir.glob(".env.*")]
-        held = ["the lock"] if _is_locked(self.copy.compose_dir / ".imagefresh/lock") else []
+        files += self.copy.compose_dir.glob(".env.*")
+        locks = [self.copy.compose_dir / ".imagefresh" / name for name in ("lock", "turn", "lease")]
+        held = [f"{path.name} is held" for path in locks if _is_locked(path)]
         return [*map(str, files), *held, *self.run_tags(), *self._containers(), *_processes(self.copy.project)]
 
     def sweep(self) -> None:
@@ -225,9 +226,10 @@ class Pipeline:
         listing = ["image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "--filter"]
         tags = self.copy.engine.docker(*listing, "reference=imagefresh-run", "--filter", ours).split()
         scratch = self.copy.engine.docker(*listing, "reference=imagefresh-unlabelled").split()
-        # The reference ends in the run's ID.
-        runs = {path.name.lower() for path in self.folder.glob(".imagefresh/*/*")}
-        return [*tags, *(tag for tag in scratch if tag.partition(":")[2] in runs)]
+        scratch += self.copy.engine.docker(*listing, "reference=imagefresh-self-test").split()
+        # The tag begins with the run's ID.
+        runs = tuple(path.name.lower() for path in self.folder.glob(".imagefresh/*/*"))
+        return [*tags, *(tag for tag in scratch if tag.partition(":")[2].startswith(runs))]
 
     def _containers(self) -> list[str]:
         """Return containers of this copy's images that no service owns: what a build left."""

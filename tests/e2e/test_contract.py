@@ -9,14 +9,16 @@ from pytest_imagefresh.core.contract import encode_list
 from tests.e2e.pipeline import Pipeline
 from tests.support import run
 
-COMMON = {"REPO", "RUN_ID", "COMPOSE_DIR", "HEALTH_PATH", "HEALTH_TIMEOUT", "SETTLE"}
+IDENTITY = {"REPO", "RUN_ID", "COMPOSE_DIR"}
+COMMON = IDENTITY | {"HEALTH_PATH", "HEALTH_TIMEOUT", "SETTLE"}
 STAGING = {
     *("GIT_SHA", "BUILD_CONTEXT", "BUILD_SUBDIR", "BUILD_DOCKERFILE", "BUILD_TARGET", "BUILD_ARGS", "BUILD_TIMEOUT"),
     *("TARGET_IMAGE", "TARGET_SERVICE", "TARGET_PORT", "COMPOSE_PROFILE", "STAGING_CONTAINER", "CHECK_TIMEOUT"),
     *("STAGING_CHECK_PATH", "STAGING_CHECK_MODE", "STAGING_CHECK_COMMAND"),
 }
+OF_THE_IMAGE = ("SOURCE_IMAGE", "EXPECTED_REVISION", "EXPECTED_IMAGE_ID")
 PROMOTION = {
-    *("SOURCE_IMAGE", "EXPECTED_REVISION", "EXPECTED_IMAGE_ID"),
+    *OF_THE_IMAGE,
     *("PROD_IMAGE", "PROD_SERVICE", "PROD_PORT", "PROD_PROFILE", "PROD_PIN"),
 }
 MEDDLING = {
@@ -65,11 +67,13 @@ def test_the_hook_receives_its_target_in_full_and_nothing_else(each_pipeline: Pi
     pipeline.more_environment = MEDDLING
     gate = pipeline.gate()
     assert gate.status == 0, gate.output
-    contract, build, *verifications = read_calls(folder)
+    contract, lease, build, *verifications = read_calls(folder)
     assert contract == ("--contract", {})
+    assert lease.mode == "--lease"
+    assert set(lease.variables) == IDENTITY
     assert build.mode == "--build-staging"
-    assert set(build.variables) == COMMON | STAGING
-    told = {name: value for name, value in build.variables.items() if name not in {"RUN_ID", "BUILD_ARGS"}}
+    assert set(build.variables) == COMMON | STAGING | {"LEASE"}
+    told = {name: value for name, value in build.variables.items() if name not in {"RUN_ID", "BUILD_ARGS", "LEASE"}}
     clone = "clones-on-host" if pipeline.sshd else "repos"
     assert told == {
         "REPO": "orchestrator",
@@ -94,6 +98,7 @@ def test_the_hook_receives_its_target_in_full_and_nothing_else(each_pipeline: Pi
         "SETTLE": "0",
     }
     assert build.variables["BUILD_ARGS"] == encode_list([f"BASE={copy.engine.base_image}"])
+    assert {call.variables["LEASE"] for call in verifications} == {build.variables["LEASE"]}
     check_verifications(pipeline, verifications, build.variables["RUN_ID"])
     check_promotion(pipeline, folder)
 
@@ -102,9 +107,11 @@ def check_verifications(pipeline: Pipeline, calls: list[Call], run_id: str) -> N
     """The right image once, then the three that must be refused, all told in full."""
     copy = pipeline.copy
     image = pipeline.properties()["orchestrator.image_id"]
-    assert [call.mode for call in calls] == ["--verify"] * 4
+    assert [call.mode for call in calls] == ["--verify"] * 4 + ["--self-test"]
+    *calls, self_test = calls
+    assert set(self_test.variables) == COMMON | PROMOTION - {*OF_THE_IMAGE} | {"LEASE"}
     for call in calls:
-        assert set(call.variables) == COMMON | PROMOTION
+        assert set(call.variables) == COMMON | PROMOTION | {"LEASE"}
         assert call.variables["RUN_ID"] == run_id == pipeline.properties()["run_id"]
         prod = [call.variables[name] for name in ("PROD_IMAGE", "PROD_SERVICE", "PROD_PORT", "PROD_PIN")]
         assert prod == [copy.prod_image, "orchestrator", str(copy.prod_port), copy.pin]

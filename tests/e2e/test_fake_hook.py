@@ -11,12 +11,18 @@ from tests.e2e.conftest import MakePipeline
 from tests.e2e.pipeline import Pipeline
 
 FAKE = """#!{python}
-import json, os, subprocess, sys
+import itertools, json, os, subprocess, sys
 
 mode = sys.argv[1]
 if mode == "--contract":
     print({contract!r})
     sys.exit(0)
+if mode == "--lease" and {grants!r}:
+    for line in itertools.chain(["held\\n"], iter(sys.stdin.readline, "")):
+        if line == "held\\n":
+            print(json.dumps(dict(lease="1" * 64, held=99)), flush=True)
+        elif line == "release\\n":
+            break
 claim = dict(mode=mode, ok=True, kind="done", cause="built", reason="all is well", seconds={{}})
 claim.update(revision=os.environ.get("GIT_SHA", ""), check_status=0, check_output="")
 claim.update({claims!r})
@@ -46,10 +52,17 @@ def install_fake(
     act: str = "",
     contract: str = "1",
     speaks: bool = True,
+    grants: bool = True,
     status: int = 0,
 ) -> None:
     text = FAKE.format(
-        python=sys.executable, contract=contract, act=act, claims=dict(claims), speaks=speaks, status=status
+        python=sys.executable,
+        contract=contract,
+        act=act,
+        claims=dict(claims),
+        speaks=speaks,
+        grants=grants,
+        status=status,
     )
     pipeline.configure(host={"hook": str(pipeline.write_hook("fake.py", text))})
 
@@ -109,6 +122,7 @@ def test_a_new_container_of_the_stale_image_proves_nothing(stale: Pipeline) -> N
     ("fake", "status", "reason"),
     [
         ({"contract": ""}, 1, "answers --contract with '' .exit 0., expected '1'"),
+        ({"grants": False}, 1, "the hook grants no lease: all is well"),
         ({"speaks": False}, 11, "the hook's --build-staging ended with 0 and printed 0 lines"),
         ({"status": 1}, 11, "contradicts itself"),
         ({"status": 137, "speaks": False}, 11, "ended with 137 and printed 0 lines"),
@@ -141,6 +155,6 @@ def test_a_host_that_answers_everything_with_success_proves_nothing(make_pipelin
     pipeline.sshd.authorize(f'command="{command}"')
     gate = pipeline.gate()
     assert gate.status in (1, 11), gate.output
-    assert gate.says("the hook at .* answers --contract with|the hook's --build-staging (ended|printed)"), gate.output
+    assert gate.says("the hook at .* answers --contract with|the hook's --lease (ended|printed)"), gate.output
     assert pipeline.promote().status == 1
     assert (pipeline.staging, pipeline.prod) == ("", "")

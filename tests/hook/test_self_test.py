@@ -1,4 +1,4 @@
-"""What `--self-test` proves: the decision refuses what it must refuse, each for its cause, and accepts what is right."""
+"""What `--self-test` proves: the decision refuses what it must, each for its cause, and accepts what is right."""
 
 from __future__ import annotations
 

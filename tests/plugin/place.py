@@ -52,6 +52,12 @@ class Place:
         shared = (self.shared.path / "imagefresh.toml").read_text()
         return shared.replace('"repos"', f'"{self.shared.repo.parent}"') + self.route.settings
 
+    def edit_settings(self, before: str, after: str) -> None:
+        """Replace a text that stands in the settings once."""
+        text = (self.path / "imagefresh.toml").read_text()
+        assert text.count(before) == 1
+        self.write("imagefresh.toml", text.replace(before, after))
+
     def put_gates(self) -> None:
         """Put the gate tests there, as the route has them."""
         for path in (ROOT / "gates").glob("test_*.py"):

@@ -42,6 +42,10 @@ class Hook:
     def __init__(self, inner):
         self.inner, self.path = inner, inner.path
 
+    def lease(self, variables, **more):
+        note("calls.jsonl", WORKER, "--lease", variables["REPO"])
+        return self.inner.lease(variables, **more)
+
     def call(self, mode, variables, **more):
         note("calls.jsonl", WORKER, mode, variables["REPO"])
         report = self.inner.call(mode, variables, **more)
@@ -131,16 +135,18 @@ Session = Callable[..., Told]
 def session(shared: GateFolder, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Session:
     """A function that gates the repos shop and jobs in one session and returns what it told; each only once."""
     shutil.copytree(shared.repo, shared.repo.with_name("jobs"))
-    known: dict[tuple[str, str, bool], Told] = {}
+    known: dict[tuple[str, str, bool, bool], Told] = {}
 
-    def told(mode: str, broken: str = "", crash: bool = False) -> Told:
-        key = mode, broken, crash
+    def told(mode: str, broken: str = "", crash: bool = False, one_folder: bool = False) -> Told:
+        key = mode, broken, crash, one_folder
         if key not in known:
             files = {"recorder.py": RECORDER, **({"gates/test_own.py": CRASH} if crash else {})}
             environment = {"IMAGEFRESH_REPOS": "shop,jobs", "BROKEN": broken}
             options = ("-p", "recorder", "--repo", "jobs", *MODES[mode])
             route = Route("repos", options, files=files, settings=JOBS, environment=environment)
             place = Place(shared, forks, tmp_path_factory.mktemp("repos"), route)
+            if not one_folder:
+                place.edit_settings('repo_path = "/srv/shop"\n', "")
             place.put_gates()
             known[key] = _told(place, place.gate())
         return known[key]
@@ -194,6 +200,15 @@ def test_each_repo_stays_on_one_worker_in_the_order_of_the_chain(session: Sessio
         assert told.of(repo) == session("serial").of(repo)
     assert told.homes("shop") != told.homes("jobs")
     assert Counter(worker for worker, *_ in told.calls) == {worker: len(told.calls) // 2 for worker, *_ in told.calls}
+
+
+@pytest.mark.parametrize("mode", PARALLEL)
+def test_repos_of_one_compose_folder_share_its_lease_and_a_worker(session: Session, mode: str) -> None:
+    told = session(mode, one_folder=True)
+    assert told.ended.status == 0, told.ended
+    assert told.homes("shop") == told.homes("jobs")
+    assert [mode for _, mode, _ in told.calls].count("--lease") == 1
+    assert [mode for _, mode, _ in session("serial").calls].count("--lease") == 2
 
 
 @pytest.mark.parametrize("mode", PARALLEL)

@@ -89,7 +89,8 @@ class SshHost:
         """Run a program on the host to its end and return its exit status, whatever it is, and its output.
 
         `timeout` is in seconds; when it is over the program loses its input and outputs, and the host decides what
-        becomes of it (a hook that a lease lets through ends with the lease). Raises EvidenceError where it cannot be known how the program ended, lost connections included.
+        becomes of it; a mode of the hook that a lease lets through ends with the lease. Raises EvidenceError where it
+        cannot be known how the program ended, lost connections included.
         """
         deadline = time.monotonic() + timeout
         with self._slot(self._run_slots, min(timeout, self._bound)):
