@@ -1217,8 +1217,7 @@ open_store() {
   chmod 00700 -- "${STATE}/.checkout" || no_room # five digits: what lies below must not inherit a group
   mkdir -p -- "${STORE}/objects/info" "${STORE}/info" "${STORE}/refs" "${EXPORT}" || no_room
   printf 'ref: refs/heads/none\n' >"${STORE}/HEAD"
-  printf '%s\n' '[core]' 'repositoryformatversion = 0' 'bare = false' 'filemode = true' 'symlinks = true' \
-    '[checkout]' 'workers = 0' >"${STORE}/config"
+  printf '%s\n' '[core]' 'repositoryformatversion = 0' 'bare = false' 'filemode = true' 'symlinks = true' >"${STORE}/config"
 }
 
 no_room() {
