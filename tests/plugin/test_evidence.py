@@ -46,7 +46,7 @@ class Hook:
     """The fake hook, which takes its time to build and tells what it should not."""
 
     def __init__(self, inner):
-        self.inner, self.path = inner, inner.path
+        self.inner, self.path, self.lease = inner, inner.path, inner.lease
 
     def call(self, mode, variables, **more):
         if mode == "--build-staging":

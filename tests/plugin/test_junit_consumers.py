@@ -46,7 +46,7 @@ from pytest_imagefresh.plugin import GATE
 
 class Hook:
     def __init__(self, inner):
-        self.inner, self.path = inner, inner.path
+        self.inner, self.path, self.lease = inner, inner.path, inner.lease
 
     def call(self, mode, variables, **more):
         report = self.inner.call(mode, variables, **more)

@@ -28,7 +28,7 @@ from pytest_imagefresh.plugin import GATE
 
 class Hook:
     def __init__(self, inner):
-        self.inner, self.path, self.asked = inner, inner.path, 0
+        self.inner, self.path, self.lease, self.asked = inner, inner.path, inner.lease, 0
 
     def call(self, mode, variables, **more):
         report = self.inner.call(mode, variables, **more)

@@ -39,12 +39,12 @@ SAYS = [
 
 
 class SlowHook(FakeHook):
-    def call(self, mode, variables, *, timeout, on_line=None, stdin=b""):
+    def call(self, mode, variables, *, timeout, on_line=None, **more):
         for line, seconds in SAYS if mode == "--build-staging" else []:
             on_line(line)
             time.sleep(seconds)
         quiet = on_line if mode != "--build-staging" else None
-        return super().call(mode, variables, timeout=timeout, on_line=quiet)
+        return super().call(mode, variables, timeout=timeout, on_line=quiet, **more)
 
 
 @pytest.hookimpl(trylast=True)
