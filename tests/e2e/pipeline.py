@@ -216,6 +216,10 @@ class Pipeline:
         for path in self._temporary.glob("imagefresh-*"):
             shutil.rmtree(path)
 
+    def is_locked(self) -> bool:
+        """Whether somebody holds the lock of the compose folder."""
+        return _is_locked(self.copy.compose_dir / ".imagefresh/lock")
+
     def assert_clean(self) -> None:
         """Fail unless nothing is left behind, a moment after the end of the run at the latest."""
         assert wait_until(lambda: not self.leftovers()), self.leftovers()

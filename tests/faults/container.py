@@ -25,7 +25,9 @@ CMD = 'CMD ["python3", "-m", "orchestrator"]'
 @fault("a hot-fixed container of the same image runs beforehand", passes(), hosts=BOTH)
 def hot_fixed_before(scene: Scene) -> Ended:
     copy = scene.copy
-    copy.start_staging(copy.build_image(copy.staging_image))
+    # Compose itself would find nothing to do: same image, same configuration.
+    gate = scene.gate()
+    assert gate.status == 0, gate.output
     copy.engine.docker("exec", "--user", "0", copy.staging_container, "sh", "-c", "echo fixed >/app/HOTFIX")
     ended = scene.gate()
     assert copy.engine.run("exec", copy.staging_container, "test", "-e", "/app/HOTFIX", check=False).returncode == 1

@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.e2e.pipeline import Pipeline
+from tests.e2e.pipeline import Pipeline, wait_until
 from tests.faults.proxy import Proxy
 from tests.gate_folder import Ended
 from tests.sshd import Sshd
 from tests.support import Orchestrator, merged, run
 
 Value = TypeVar("Value")
+
+_BEGIN_SECONDS = 60.0
+_SILENCE_SECONDS = 60.0
+"""A lease ends after 20 s of silence; then the hook still has to tidy up."""
 
 NEWS = "src/orchestrator/NEWS"
 ONCE = 'if [[ "$1" == {mode} && ! -e {flag} ]]; then : >{flag}; {{ {action}; }} >/dev/null 2>&1; fi'
@@ -165,6 +172,20 @@ class Scene:
     def gate(self, *options: str, **names: str) -> Ended:
         """Run the gate to its end."""
         return self.pipeline.gate(*options, **names)
+
+    def gate_and_stop_it(self, stopped: threading.Event) -> Ended:
+        """Run the gate, and stop its process once the event is set; it goes on when the lock is free."""
+        argv, environment = self.pipeline.gate_command(), self.pipeline.environment
+        with subprocess.Popen(
+            argv, cwd=self.pipeline.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            assert stopped.wait(_BEGIN_SECONDS)
+            process.send_signal(signal.SIGSTOP)
+            freed = wait_until(lambda: not self.pipeline.is_locked(), _SILENCE_SECONDS)
+            process.send_signal(signal.SIGCONT)
+            output, _ = process.communicate(timeout=240)
+        assert freed, "a gate that was stopped kept the lock"
+        return Ended(process.returncode, output)
 
     @property
     def staging(self) -> str:

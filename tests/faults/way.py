@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -207,6 +208,17 @@ def silent_during_build(scene: Scene) -> Ended:
     return ended
 
 
+LEASE_LOST = "the lease of this run was lost|expected run .* to hold its lease"
+
+
+@fault("the client is stopped during the build, its connection open", unknown(LEASE_LOST), hosts=BOTH)
+def client_stopped(scene: Scene) -> Ended:
+    began = threading.Event()
+    scene.engine_proxy().when(BUILD, began.set)
+    scene.replace("Dockerfile", CMD, f"RUN sleep 40; echo done\n{CMD}")
+    return and_the_host_changes_nothing_more(scene, lambda: scene.gate_and_stop_it(began))
+
+
 @fault(
     "a firewall drops every packet during the build",
     unknown(f"{LOST}|was expected to end within"),
@@ -287,7 +299,7 @@ def assert_no_mixed_record(scene: Scene) -> None:
             assert scene.label_of(record["image_id"]) == record["revision"]
 
 
-@fault("two branches are gated at once", passes("another run holds the lock|waiting for"), hosts=BOTH)
+@fault("two branches are gated at once", passes("another run holds the lock"), hosts=BOTH)
 def two_gates(scene: Scene) -> Ended:
     branch = second_branch(scene)
     report = scene.pipeline.folder / "other.xml"
