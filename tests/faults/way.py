@@ -238,9 +238,19 @@ def silent_engine_question(scene: Scene) -> None:
     scene.configure(timeouts=SHORT)
 
 
-@fault("one session per connection (MaxSessions 1)", passes(), hosts=SSH)
+@fault(
+    "one session per connection (MaxSessions 1), which the lease needs",
+    unknown("could not be started within 2 s: .*MaxSessions"),
+    hosts=SSH,
+)
 def one_session(scene: Scene) -> None:
     scene.sshd.restart("MaxSessions 1")
+    scene.configure(timeouts=SHORT)
+
+
+@fault("two sessions per connection (MaxSessions 2)", passes(), hosts=SSH)
+def two_sessions(scene: Scene) -> None:
+    scene.sshd.restart("MaxSessions 2")
 
 
 @fault("no session at all (MaxSessions 0)", unknown("could not be started within 2 s: .*MaxSessions"), hosts=SSH)
