@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_imagefresh.core.errors import EvidenceError, Refused
-from pytest_imagefresh.core.evidence import Anchor, CheckResult, Container, HookReport, Image, Port, Production
+from pytest_imagefresh.core.evidence import Anchor, CheckResult, Container, HookReport, Image, Port, Production, Tenure
 from pytest_imagefresh.core.identity import BranchName, ContainerId, ImageId, Revision, TreeId
 from pytest_imagefresh.core.tap import read_tap
 from pytest_imagefresh.core.verdict import (
@@ -18,6 +18,7 @@ from pytest_imagefresh.core.verdict import (
     check_anchor,
     check_container,
     check_label,
+    check_lease,
     check_production_untouched,
     check_provenance,
     check_rebuilt,
@@ -348,3 +349,15 @@ def test_a_refusing_hook_is_accepted() -> None:
 )
 def test_a_hook_that_refuses_otherwise_is_refused(change: Change) -> None:
     assert not check_refused(replace(REFUSAL, **change), "a wrong revision", {"revision-mismatch"}, IMAGE_ID).ok
+
+
+@pytest.mark.parametrize("held", [12.0, 11.5, 40.0])
+def test_a_lease_held_from_first_to_last_is_accepted(held: float) -> None:
+    assert check_lease(Tenure(held=held, needed=12.0), IMAGE_ID).require() == IMAGE_ID
+
+
+@pytest.mark.parametrize("held", [0.0, 3.0, 10.9])
+def test_a_lease_that_began_anew_meanwhile_is_refused(held: float) -> None:
+    verdict = check_lease(Tenure(held=held, needed=12.0), IMAGE_ID)
+    assert not verdict
+    assert "another run may have come between" in verdict.reason

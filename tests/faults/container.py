@@ -97,6 +97,24 @@ def production_tagged(scene: Scene) -> None:
     scene.during(f"docker --host {copy.engine.docker_host} tag {copy.staging_image} {copy.prod_image}")
 
 
+MEDDLING = {
+    "is given another restart policy": "update --restart no",
+    "is put on another network": "network connect bridge",
+}
+
+
+def enter_meddling(name: str, words: str) -> None:
+    reason = "production changed while the gate ran: it was "
+
+    @fault(f"production {name} while the gate runs", refused(reason, staging="new"), production_moves=True)
+    def meddling(scene: Scene) -> None:
+        scene.during(f"docker --host {scene.copy.engine.docker_host} {words} {scene.copy.prod_container}")
+
+
+for each_deed, command in MEDDLING.items():
+    enter_meddling(each_deed, command)
+
+
 @fault("staging depends on production, whose configuration changed", passes(), hosts=BOTH)
 def depends_on_production(scene: Scene) -> None:
     scene.edit_compose("ROLE: production", "ROLE: production\n      CHANGED: really")

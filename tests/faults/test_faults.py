@@ -15,6 +15,7 @@ from tests.faults.scene import Scene
 from tests.gate_folder import Ended
 
 FAULTS = [fault for module in (commit, image, container, way) for fault in module.SECTION.faults]
+NOT_REBUILT = "staging was not rebuilt: "
 CASES = [(fault, host) for fault in FAULTS for host in fault.hosts]
 
 
@@ -32,13 +33,15 @@ def test_fault(
         scene = Scene(make_pipeline(host), servers)
         if fault.deployed:
             scene.deploy()
-        before = scene.production()
+        before, tag = scene.production(), scene.staging_tag()
         ended = fault.inject(scene) or scene.gate()
         # First nothing works on any more; only then is it settled what is served.
         scene.pipeline.assert_clean()
         staging = scene.staging
         record_property("seen", f"exit {ended.status}, staging {staging}: {telling_line(fault, ended)}")
         assert staging in fault.may_serve
+        # Only what the hook itself found to be good becomes the staging image.
+        assert scene.staging_tag() == tag or NOT_REBUILT not in ended.output
         check(fault, scene, ended, before)
 
 
