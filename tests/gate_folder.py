@@ -19,7 +19,10 @@ def pytest_sessionstart(session):
     gate = config.stash.get(GATE, None)
     if gate is None or not gate.targets:
         return
+    from pytest_imagefresh.core import port as silence
     from tests.fakes import FakeEngine, FakeHook, FakeHost, World, image, serving
+    # Hundreds of sessions, and nothing here is further away than memory.
+    silence.LEAST_SECONDS = 0.02
     server = serving()
     port = server.__enter__()
     config.add_cleanup(lambda: server.__exit__(None, None, None))

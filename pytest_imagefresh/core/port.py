@@ -18,7 +18,9 @@ DEADMAN_SECONDS = 3.0
 CONNECTIONS = 5
 """How many fresh connections ask each address of a paused container."""
 
-_LEAST_SECONDS = 0.3
+LEAST_SECONDS = 0.3
+"""How long a paused container's port must be silent, however fast it usually answers."""
+
 _FACTOR = 3
 _SPARE_SECONDS = 0.2
 """What the engine may take for a pause and a look, beside the silence itself."""
@@ -116,7 +118,7 @@ def seconds_of_silence(usual: float, elapsed: float) -> float:
     `usual` and `elapsed`, the time since the deadman was armed, are in seconds. Raises EvidenceError where that would
     outlast the deadman.
     """
-    seconds = max(_LEAST_SECONDS, _FACTOR * usual)
+    seconds = max(LEAST_SECONDS, _FACTOR * usual)
     if elapsed + seconds + _SPARE_SECONDS > DEADMAN_SECONDS:
         raise EvidenceError(
             f"staging took {usual:.2f} s to answer and the pause proof {elapsed:.2f} s to begin, expected much less: "
