@@ -258,8 +258,9 @@ def disk_full_in_build(scene: Scene) -> None:
     root=True,
 )
 def disk_full_in_export(scene: Scene) -> None:
-    small = scene.pipeline.folder.parent / "hook-tmp"
-    run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", small])
+    small = scene.copy.compose_dir / ".imagefresh"
+    small.mkdir(mode=0o700)
+    run(["mount", "-t", "tmpfs", "-o", "size=512k,mode=700", "tmpfs", small])
     scene.later(lambda: run(["umount", small]))
     scene.commit({f"src/big-{number}": "0123456789abcdef" * 4096 + str(number) for number in range(16)})
 

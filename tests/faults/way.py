@@ -134,7 +134,11 @@ def silent_port(scene: Scene) -> None:
     scene.configure(host={"ssh": f"{scene.sshd.user}@127.0.0.1:{listener.getsockname()[1]}"}, timeouts=SHORT)
 
 
-@fault("a host that lets everybody in, takes everything, and does nothing", unknown("did not answer"), hosts=SSH)
+@fault(
+    "a host that lets everybody in, takes everything, and does nothing",
+    unknown("--contract.* was expected to end within 30 s and did not"),
+    hosts=SSH,
+)
 def host_does_nothing(scene: Scene) -> None:
     port = scene.enter(silent_host(scene.sshd.host_key))
     scene.trust_port(port)
@@ -144,7 +148,7 @@ def host_does_nothing(scene: Scene) -> None:
 ANSWERS_NOTHING = {
     "true": refused("the hook at .* answers --contract with '' .exit 0., expected '1'"),
     "cat": refused("the hook at .* answers --contract with '' .exit 0., expected '1'"),
-    "echo 1": unknown("the hook's --build-staging printed no valid report"),
+    "echo 1": unknown("the hook's --lease printed no valid report"),
     "sleep 10": refused("the hook at .* answers --contract with '' .exit 0., expected '1'"),
 }
 
