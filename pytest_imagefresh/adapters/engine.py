@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import docker
 import docker.errors
+import requests
 
 from pytest_imagefresh.core.content import Place
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError
@@ -479,10 +480,9 @@ class Engine:
 
     def read_place(self, container_id: ContainerId, path: str) -> Place:
         """Return what a container has at an absolute path, symlinks at its end not followed."""
-        api = self.client.api
-        url = f"{api.base_url}/v{api.api_version}/containers/{container_id}/archive"
         with _asking(self.socket, f"{path!r} in container {container_id}"):
-            answer = api.head(url, params={"path": path}, timeout=self._timeout)
+            answer = self._ask_archive("HEAD", container_id, path)
+            answer.close()
             if answer.status_code == http.HTTPStatus.NOT_FOUND:
                 return Place("")
             answer.raise_for_status()
@@ -492,12 +492,21 @@ class Engine:
     def read_archive(self, container_id: ContainerId, path: str, *, timeout: float) -> Iterator[bytes]:
         """Yield the tar archive of a folder of a container as it comes. `timeout` is in seconds, for all of it."""
         deadline = time.monotonic() + timeout
-        with _asking(self.socket, f"the files of {path!r} in container {container_id}"):
-            chunks, _ = self.client.api.get_archive(container_id.hex, path, chunk_size=_ARCHIVE_CHUNK)
-            for chunk in chunks:
+        subject = f"the files of {path!r} in container {container_id}"
+        with _asking(self.socket, subject), self._ask_archive("GET", container_id, path) as answer:
+            answer.raise_for_status()
+            for chunk in answer.iter_content(_ARCHIVE_CHUNK):
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"not all of it came within {timeout:g} s; raise timeouts.content")
                 yield chunk
+
+    def _ask_archive(self, method: str, container_id: ContainerId, path: str) -> requests.Response:
+        """Ask for a path of a container. Not by docker-py's get_archive: that waits for lost bytes without an end."""
+        api = self.client.api
+        url = f"{api.base_url}/v{api.api_version}/containers/{container_id}/archive"
+        # Compressed content would be unpacked on the way, and its size is not bounded by what was sent.
+        headers = {"Accept-Encoding": "identity"}
+        return api.request(method, url, params={"path": path}, headers=headers, stream=True, timeout=self._timeout)
 
     @contextlib.contextmanager
     def unlabelled_image(self, tag: str) -> Iterator[ImageId]:
