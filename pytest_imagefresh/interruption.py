@@ -5,50 +5,58 @@ from __future__ import annotations
 import functools
 import signal
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Generator
 from types import FrameType
+from typing import TypeAlias
 
 import pytest
 
 from pytest_imagefresh.core.chain import Ledger, Link
 
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_Before: TypeAlias = "Callable[[int, FrameType | None], object] | int | None"
 
 
 class Terminated(KeyboardInterrupt):
     """A signal asked this process to end. Unwinds like Ctrl-C, so that everything that was started is ended."""
 
 
-class _Handler:
-    """Raises once: what a second signal would interrupt is the tidying up after the first."""
+class Signals:
+    """The handler of the signals that ask this process to end. `came` says whether one has come.
+
+    SIGTERM and SIGHUP raise once: what a second one would interrupt is the tidying up after the first. A person who
+    presses Ctrl-C again does not want to wait for that.
+    """
 
     def __init__(self) -> None:
-        self._raised = False
+        self.came = False
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if not self._raised:
-            self._raised = True
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Raise the interruption, in the main thread, wherever that is."""
+        first, self.came = not self.came, True
+        if number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        if first:
             raise Terminated(signal.Signals(number).name)
 
+    def handle(self, config: pytest.Config) -> None:
+        """Turn SIGTERM and SIGHUP into Terminated, and hear of SIGINT, until the session is unconfigured.
 
-def end_orderly_on_signals(config: pytest.Config) -> None:
-    """Turn SIGTERM and SIGHUP into Terminated until the session is unconfigured.
+        Only where the process would otherwise die at once and orphan what it started, or Python's own handler is in
+        place: one of someone else's, or a signal that is ignored (nohup), stays. Outside of the main thread Python
+        allows no handler, and nothing is done.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in _SIGNALS:
+            before = signal.getsignal(number)
+            if before in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, self)
+                config.add_cleanup(functools.partial(self._restore, number, before))
 
-    Only where the process would otherwise die at once and orphan what it started: a handler of someone else's, or a
-    signal that is ignored (nohup), stays. Outside of the main thread Python allows no handler, and nothing is done.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return
-    handler = _Handler()
-    for number in _SIGNALS:
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, handler)
-            config.add_cleanup(functools.partial(_restore, number, handler))
-
-
-def _restore(number: signal.Signals, handler: _Handler) -> None:
-    if signal.getsignal(number) is handler:
-        signal.signal(number, signal.SIG_DFL)
+    def _restore(self, number: signal.Signals, before: _Before) -> None:
+        if signal.getsignal(number) is self:
+            signal.signal(number, before)
 
 
 class Interruption:
@@ -59,6 +67,18 @@ class Interruption:
         self._ledger = ledger
         self._begun = begun
         self._happened = False
+        self.signals = Signals()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self) -> Generator[None, object, object]:
+        """End the session after this test where a signal has come and what it raised was lost on its way.
+
+        An error in somebody's tidying up takes its place, and pytest would go on with the next test.
+        """
+        result = yield
+        if self.signals.came:
+            raise Terminated("the session was asked to end")
+        return result
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Keep in mind that the session was interrupted; pytest also calls its own early ends so."""

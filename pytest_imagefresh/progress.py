@@ -182,7 +182,8 @@ class Follower:
         with self._changed:
             self._end_step(broken_off=kind is not None)
             self._changed.notify()
-        if self._thread is not None:
+        # One whose start was interrupted cannot be joined, and ends by itself.
+        if self._thread is not None and self._thread.is_alive():
             self._thread.join(_JOIN_SECONDS)
 
     def _show_start(self) -> None:

@@ -29,7 +29,7 @@ from pytest_imagefresh.gate_items import (
     link_of,
     register_below,
 )
-from pytest_imagefresh.interruption import Interruption, end_orderly_on_signals
+from pytest_imagefresh.interruption import Interruption
 from pytest_imagefresh.masks import mask_report
 from pytest_imagefresh.progress import TerminalProgress
 from pytest_imagefresh.run import GateRun, TargetRun, gate_bound
@@ -52,7 +52,7 @@ def start(config: pytest.Config, asked: Namespace) -> GateSession:
     config.pluginmanager.register(session, "imagefresh-session")
     config.pluginmanager.register(Witness(), "imagefresh-witness")
     config.pluginmanager.register(session.interruption, "imagefresh-interruption")
-    end_orderly_on_signals(config)
+    session.interruption.signals.handle(config)
     config.pluginmanager.register(fixtures, "imagefresh-fixtures")
     return session
 

@@ -134,6 +134,32 @@ def test_an_interrupted_session_ends_the_hook_and_says_so(
     assert interrupted.record()["complete"] is False
 
 
+LOST = """
+from pytest_imagefresh.progress import Follower
+
+
+def leave(self, kind, error, trace):
+    if kind is not None:
+        raise RuntimeError("something else went wrong")
+
+
+Follower.__exit__ = leave
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_an_error_in_the_tidying_up_does_not_swallow_an_interruption(
+    gate_folder: GateFolder, number: signal.Signals
+) -> None:
+    interrupted = Interrupted(gate_folder, "exit 1")
+    (gate_folder.path / "lost.py").write_text(LOST)
+    ended = interrupted.run([number], "-p", "lost")
+    assert interrupted.left() == [], ended
+    assert ended.status == 2, ended
+    assert ended.says("RuntimeError: something else went wrong"), ended
+    assert ended.says(f"^{HALF}$"), ended
+
+
 def test_an_interrupted_session_with_workers_ends_the_hook_and_says_so(gate_folder: GateFolder) -> None:
     interrupted = Interrupted(gate_folder, "exit 1")
     ended = interrupted.run([signal.SIGTERM], "-n", "1")
@@ -169,18 +195,21 @@ def test_an_early_end_of_pytests_own_is_no_interruption(gate_folder: GateFolder)
 def test_handlers_are_installed_only_where_the_signal_would_kill_and_are_taken_back(gate_folder: GateFolder) -> None:
     (gate_folder.path / "test_handlers.py").write_text(
         "import signal\n"
-        "from pytest_imagefresh.interruption import end_orderly_on_signals\n"
+        "from pytest_imagefresh.interruption import Signals\n"
         "class Config:\n"
         "    def __init__(self): self.cleanups = []\n"
         "    def add_cleanup(self, one): self.cleanups.append(one)\n"
         "def test_it():\n"
         "    signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "    config = Config()\n"
-        "    end_orderly_on_signals(config)\n"
-        "    assert callable(signal.getsignal(signal.SIGTERM))\n"
+        "    signals = Signals()\n"
+        "    signals.handle(config)\n"
+        "    assert signal.getsignal(signal.SIGTERM) is signals\n"
+        "    assert signal.getsignal(signal.SIGINT) is signals\n"
         "    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN\n"
         "    for one in config.cleanups: one()\n"
         "    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
+        "    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
     )
     ended = gate_folder.pytest("test_handlers.py")
     assert ended.status == 0, ended

@@ -289,6 +289,15 @@ def test_whatever_ends_a_call_ends_the_thread_and_is_told(kind: type[BaseExcepti
     assert re.search(r"one  \(0\.\d s, broken off\)\n$", kept.getvalue())
 
 
+def test_an_interruption_while_the_thread_starts_is_told_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), following(io.StringIO()) as follower:
+        follower.step("one")
+
+
 def test_a_heartbeat_counts_from_the_start_of_its_step() -> None:
     kept = io.StringIO()
     with Follower(Stream(kept), begun=time.monotonic(), label="", heartbeat=1.0) as follower:
