@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from tests.e2e.pipeline import Pipeline
+from tests.hook.harness import RealHost
 from tests.sshd import Sshd
 from tests.support import ROOT, Orchestrator, clean_environment, run
 
@@ -23,6 +26,10 @@ until curl -fs -o /dev/null "http://127.0.0.1:$PORT/health"; do sleep 0.05; done
 docker exec "$CONTAINER" python3 scripts/staging_check.py --mode stub
 """
 """What a person does who trusts everything."""
+
+LARGE_MB = 500
+_FILE_KB = 100
+_FILES_PER_FOLDER = 100
 
 
 class Scene:
@@ -106,3 +113,49 @@ class Scene:
         if not pause:
             pipeline.configure(targets={self._copy.name: {"staging": {"pause_proof": False}}})
         return pipeline
+
+
+class Large:
+    """A copy with many files, of which one changes from build to build: a hook on its host, and a plain build."""
+
+    def __init__(self, copy: Orchestrator, folder: Path) -> None:
+        self._copy = copy
+        self._host = RealHost(copy, folder / "hook")
+        self._numbers = itertools.count()
+        for number in range(LARGE_MB * 1000 // _FILE_KB):
+            path = copy.worktree / "assets" / f"{number // _FILES_PER_FOLDER}" / f"{number}.bin"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(os.urandom(_FILE_KB * 1000))
+        dockerfile, ignored = ((copy.worktree / name).read_text() for name in ("Dockerfile", ".dockerignore"))
+        copied = "COPY assets /app/assets\nCOPY src /app/src\n"
+        copy.commit(
+            {
+                "Dockerfile": dockerfile.replace("COPY src /app/src\n", copied),
+                ".dockerignore": f"{ignored}!assets\n",
+                "assets/README": "Bytes that no builder can compress.\n",
+            }
+        )
+        copy.git("add", "assets")
+        copy.commit({})
+
+    def bare(self) -> None:
+        """Build from the worktree as it lies there."""
+        self._commit()
+        build = ["docker", "build", "--quiet", "--build-arg", f"GIT_SHA={self._copy.revision}"]
+        run([*build, self._copy.worktree], env={**self._copy.engine.env, "DOCKER_BUILDKIT": "1"})
+
+    def hook(self, *steps: str) -> Callable[[], float]:
+        """Return what lets the hook build staging, and sums up how long some of its steps took, in seconds."""
+
+        def build() -> float:
+            self._commit()
+            ended = self._host.staging(SETTLE="0", BUILD_TIMEOUT="600")
+            if ended.verdict != (0, "built"):
+                raise RuntimeError(f"the hook: expected to build, observed {ended}")
+            seconds = cast("dict[str, float]", ended.line["seconds"])
+            return sum(seconds.get(step, 0.0) for step in steps)
+
+        return build
+
+    def _commit(self) -> None:
+        self._copy.commit({"src/orchestrator/NEWS": f"{next(self._numbers)}"})
