@@ -683,20 +683,26 @@ open_state() {
 
 # Open a file of the state folder and lock it: DESCRIPTOR NAME SECONDS.
 own() {
-  local holder told='' deadline=$((SECONDS + $3)) who='another run holds the lock'
+  local holder told='' slice deadline=$((SECONDS + $3)) who='another run holds the lock'
   [[ "$2" == lock ]] || who='a mode that was let through still works'
   open_lock "$1" "${STATE}/$2"
   run_child "${QUICK}" flock -n "$1"
   while [[ "${STATUS}" != 0 ]]; do
     holder=''
     IFS= read -r holder <"${STATE}/$2" || :
-    [[ "${holder}" == "${told}" ]] || step wait "${who}: ${holder}; waiting at most $3 s"
-    told=${holder}
+    slice=${SLICE}
+    [[ -n "${holder}" || -z "${told}" ]] || holder='it does not say which one'
+    if [[ -z "${holder}" ]]; then
+      told='-' slice=1 # whoever has just taken it is about to say so
+    elif [[ "${holder}" != "${told}" ]]; then
+      step wait "${who}: ${holder}; waiting at most $3 s"
+      told=${holder}
+    fi
     heed_caller 0.01
     ((SECONDS < deadline)) ||
       cannot_tell locked "${COMPOSE_DIR}: expected its $2 within $3 s, observed that ${who}: ${holder}" \
         "wait for that run and try again"
-    run_child "${QUICK}" flock -w $((deadline - SECONDS < SLICE ? deadline - SECONDS : SLICE)) "$1"
+    run_child "${QUICK}" flock -w $((deadline - SECONDS < slice ? deadline - SECONDS : slice)) "$1"
   done
 }
 

@@ -205,6 +205,24 @@ def test_another_run_waits_and_is_told_who_holds_it(pretended: PretendedHost, st
     assert second.ends().status == 0
 
 
+@pytest.mark.parametrize("name", ["some run", ""])
+def test_a_holder_that_has_only_just_come_is_named_a_little_later(
+    pretended: PretendedHost, start: START, name: str
+) -> None:
+    lock = pretended.compose_dir / ".imagefresh/lock"
+    lock.parent.mkdir(mode=0o700)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        second = start("--lease")
+        time.sleep(0.5)
+        file.write(name)
+        file.flush()
+        assert f"another run holds the lock: {name or 'it does not say which one'};" in second.told("step: another")
+    assert second.answer()["lease"]
+    second.say("release")
+    assert second.ends().status == 0
+
+
 def test_a_lock_that_stays_taken_is_no_decision(pretended: PretendedHost, start: START) -> None:
     shorten(pretended, BUILD_WAIT=1)
     first = start("--lease")
