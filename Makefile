@@ -28,7 +28,7 @@ lint: venv ## ruff (check and format), mypy --strict, shellcheck, shfmt
 	$(VENV)/bin/shfmt -i 2 -ci -d $(SHELL_SCRIPTS)
 
 test: lint ## lint, then every test; starts a private engine where there is none
-	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 sshd=openssh-server
+	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 sshd=openssh-server busybox=busybox-static
 	$(PYTEST) -m "not docker and not plain" -n 3
 	scripts/engine.sh up
 	scripts/base-image.sh

@@ -34,9 +34,11 @@ class MakeOrchestrator(Protocol):
 
 
 def pytest_configure() -> None:
-    """Let what the tests start be interrupted: a background job, and all its heirs, are born with SIGINT ignored."""
+    """Let what the tests start be interrupted: a background job is born with SIGINT ignored, one of nohup with SIGHUP."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)
