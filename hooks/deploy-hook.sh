@@ -9,6 +9,7 @@ readonly SAFE_PATH='/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 readonly ENGINE='unix:///var/run/docker.sock'
 readonly DOCKER_CONFIG_DIR=''
 readonly TEMP_DIR='/var/tmp'
+readonly POLICY_DIR='/etc/imagefresh'
 
 set -Eeuo pipefail
 shopt -s inherit_errexit
@@ -25,12 +26,16 @@ readonly QUICK=30 RECREATE=300 BUILD_WAIT=600 PROMOTE_WAIT=120 SLICE=5 SILENCE=2
 readonly OUTPUT_LIMIT=1048576
 # Bytes that a caller may send as a pack.
 readonly PACK_LIMIT=4294967296
+# Characters of VERDICT; seconds by which the clock of whoever signed it may be ahead; seconds that it is good for, unless
+# the policy says otherwise.
+readonly VERDICT_LIMIT=6000 CLOCK_SKEW=60 DEFAULT_MAX_AGE=86400
+readonly NAMESPACE='imagefresh'
 
 readonly COMMON_VARIABLES='REPO RUN_ID LEASE COMPOSE_DIR HEALTH_PATH HEALTH_TIMEOUT SETTLE'
 readonly STAGING_VARIABLES='GIT_SHA BUILD_CONTEXT BUILD_SUBDIR BUILD_DOCKERFILE BUILD_TARGET BUILD_ARGS TARGET_IMAGE
   TARGET_SERVICE TARGET_PORT COMPOSE_PROFILE STAGING_CONTAINER STAGING_CHECK_COMMAND STAGING_CHECK_PATH
   STAGING_CHECK_MODE BUILD_TIMEOUT CHECK_TIMEOUT'
-readonly PROMOTION_VARIABLES='SOURCE_IMAGE EXPECTED_REVISION EXPECTED_IMAGE_ID PROD_IMAGE PROD_SERVICE PROD_PORT
+readonly PROMOTION_VARIABLES='SOURCE_IMAGE EXPECTED_REVISION EXPECTED_IMAGE_ID VERDICT PROD_IMAGE PROD_SERVICE PROD_PORT
   PROD_PROFILE PROD_PIN'
 
 # What is looked at of a container, a line each.
@@ -59,6 +64,12 @@ readonly UTF8_1=$'[ -~]+|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1
 readonly UTF8_2=$'\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}'
 readonly UTF8_3=$'[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2}'
 readonly UTF8_PATTERN="^(${UTF8_1}|${UTF8_2}|${UTF8_3})"
+readonly RUN_ID_PATTERN='[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}'
+readonly PRINCIPAL_PATTERN='[A-Za-z0-9][A-Za-z0-9_.@+-]{0,254}'
+# One key of an allowed_signers file: no wildcards, no certificates, our namespace and at most a time of validity.
+readonly KEY_TIME=',valid-(after|before)="[0-9]{8,14}Z?"'
+readonly SIGNER_PATTERN="^${PRINCIPAL_PATTERN}(,${PRINCIPAL_PATTERN})* namespaces=\"${NAMESPACE}\"(${KEY_TIME}){0,2}\
+ [a-z0-9@.-]+ [A-Za-z0-9+/]+=*( [ -~]*)?\$"
 
 usage() {
   cat <<'TEXT'
@@ -77,9 +88,9 @@ Everything else comes in variables:
   staging    GIT_SHA BUILD_CONTEXT [BUILD_SUBDIR BUILD_DOCKERFILE BUILD_TARGET BUILD_ARGS] TARGET_IMAGE TARGET_SERVICE
              TARGET_PORT COMPOSE_PROFILE STAGING_CONTAINER STAGING_CHECK_COMMAND or STAGING_CHECK_PATH
              [STAGING_CHECK_MODE] BUILD_TIMEOUT CHECK_TIMEOUT [PROD_IMAGE PROD_SERVICE PROD_PORT]
-  promotion  SOURCE_IMAGE [EXPECTED_REVISION EXPECTED_IMAGE_ID] PROD_IMAGE PROD_SERVICE PROD_PORT
+  promotion  SOURCE_IMAGE [EXPECTED_REVISION EXPECTED_IMAGE_ID VERDICT] PROD_IMAGE PROD_SERVICE PROD_PORT
              [PROD_PROFILE PROD_PIN]
-  self-test  as promotion, without SOURCE_IMAGE, EXPECTED_REVISION and EXPECTED_IMAGE_ID
+  self-test  as promotion, without SOURCE_IMAGE, EXPECTED_REVISION, EXPECTED_IMAGE_ID and VERDICT
 With BUILD_CONTEXT=- standard input brings the commit as one pack of git.
 
 exit 0 done, 1 refused, 2 wrong usage, 3 rolled back, 4 production needs a person, 11 could not find out
@@ -91,6 +102,7 @@ TEXT
 reset_state() {
   # For the JSON line.
   MODE='' IMAGE_ID='' TREE='' REVISION='' CONTAINER_ID='' ENGINE_ID='' CHECK_STATUS='' CHECK_FILE='' STEP_TIMES=''
+  PREVIOUS_ID='' COMPOSE_SHA256='' VERDICT_STATE=''
   # "before" production changed, "swapping" it, or "rolling-back": decides what a refusal means.
   PHASE='before'
   CONCLUDED='' STEP='' STEP_START=0 FAILURE=''
@@ -99,11 +111,14 @@ reset_state() {
   # Of --lease: its token, and since when it is held and the caller was last heard, in milliseconds.
   TOKEN='' LEASED=0 HEARD=0
   # Of --self-test: its scratch images, its cases as PID, name and cause, and what they ended with.
-  SCRATCH=() LABELLED='' UNLABELLED='' CASES=() CASE_RESULTS=''
+  SCRATCH=() LABELLED='' UNLABELLED='' CASES=() CASE_RESULTS='' SIGNED_AT=''
   # Answers of the functions below: bash cannot hand back a value and keep errexit.
   REPLY='' STATUS=0 NOW=0 ANSWER='' STARTED_AT=''
-  PREVIOUS_ID='' PREVIOUS_TAG_ID='' PIN_FILE='' PIN_TEXT='' COMMITTED='' TAGGING=''
+  PREVIOUS_TAG_ID='' PIN_FILE='' PIN_TEXT='' COMMITTED='' TAGGING=''
   SEEN_ID='' SEEN_REVISION='' CHECK_COMMAND=() BUILD_ITEMS=() LFS_PATHS=() CHILD_ENV=()
+  # What is decided on; see DECISION. SIGNERS_UID must own the file of those who may sign.
+  declare -gA POLICY=() POLICIES=() FACT=() SIGNED=()
+  POLICED='' POLICY_NAMES=() CLAIMS=() SIGNERS_UID=0 LEDGER=''
   LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' MOVED='' AGAIN=''
 }
 
@@ -175,7 +190,8 @@ print_result() {
   json_pair mode "${MODE}"
   line="{${REPLY},\"ok\":${ok}"
   for pair in "kind=$1" "cause=$2" "reason=$3" "revision=${REVISION}" "tree=${TREE}" "image_id=${IMAGE_ID}" \
-    "container_id=${CONTAINER_ID}" "engine_id=${ENGINE_ID}"; do
+    "container_id=${CONTAINER_ID}" "engine_id=${ENGINE_ID}" "prod_runs=${PREVIOUS_ID}" \
+    "compose_sha256=${COMPOSE_SHA256}" "verdict=${VERDICT_STATE}"; do
     json_pair "${pair%%=*}" "${pair#*=}"
     line+=",${REPLY}"
   done
@@ -482,10 +498,11 @@ decode_items() {
 read_common_variables() {
   need REPO '[A-Za-z0-9][A-Za-z0-9._-]{0,99}' 'the name of a repo: letters, digits, . _ -'
   [[ "${REPO}" != *..* && "${REPO}" != *.git ]] || malformed REPO "a name without '..' and without '.git' at the end"
-  need RUN_ID '[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}' 'YYYYMMDDThhmmssZ-xxxxxxxx'
+  need RUN_ID "${RUN_ID_PATTERN}" 'YYYYMMDDThhmmssZ-xxxxxxxx'
   need COMPOSE_DIR '/[^[:cntrl:]]*' "the absolute path of the compose file's folder"
   [[ -d "${COMPOSE_DIR}" ]] || malformed COMPOSE_DIR 'a folder that exists on this host'
   STATE="${COMPOSE_DIR}/.imagefresh"
+  LEDGER="${STATE}/verdicts"
   # Set but empty is a lost value, never "no lease": the caller would wait for himself.
   [[ -z "${LEASE+set}" ]] || need LEASE "${HEX64}" 'the token that --lease printed'
 }
@@ -591,6 +608,184 @@ canonical() {
   reference=${reference#library/}
   [[ "${reference##*/}" == *:* ]] || reference+=:latest
   REPLY=${reference}
+}
+
+# --- The host's policy -----------------------------------------------------------------------------------------------
+# Files POLICY_DIR/NAME.conf, each about one production target. They are found by that target, never by what a caller
+# names; where the folder exists, a production that none of them claims is refused.
+
+# Stop unless a path is of a type, belongs to a user, and nobody else may write to it: CAUSE PATH TYPE UID.
+require_owned() {
+  local kind='' owner='' mode='' what
+  what=$(stat -c '%F|%u|%a' -- "$2" 2>/dev/null) || what='nothing'
+  IFS='|' read -r kind owner mode <<<"${what}"
+  [[ "${kind}" == "$3" && "${owner}" == "$4" && "${mode}" =~ ^[0-7]+$ ]] && (((8#${mode} & 8#022) == 0)) && return 0
+  refuse "$1" "$2: expected a $3 of user $4 that nobody else can write to, observed ${what//|/, }" "correct it"
+}
+
+# Read every policy into POLICIES, as NAME.KEY. POLICED says whether this host has any.
+read_policies() {
+  local file name
+  POLICED='' POLICY_NAMES=() POLICIES=()
+  [[ -e "${POLICY_DIR}" || -L "${POLICY_DIR}" ]] || return 0
+  POLICED=1
+  require_owned policy-unsafe "${POLICY_DIR}" directory 0
+  for file in "${POLICY_DIR}"/*.conf; do
+    [[ -e "${file}" || -L "${file}" ]] || continue # the pattern itself: there is none
+    name=${file##*/}
+    name=${name%.conf}
+    [[ "${name}" =~ ^${NAME_PATTERN}$ ]] || invalid_policy "${file}" "a name like orchestrator.conf" "${name@Q}"
+    require_owned policy-unsafe "${file}" 'regular file' 0
+    parse_policy "${file}" "${name}"
+    refuse_double_claim "${name}"
+    POLICY_NAMES+=("${name}")
+  done
+}
+
+# FILE EXPECTED OBSERVED
+invalid_policy() {
+  refuse policy-invalid "$1: expected $2, observed $3" "correct the policy of this host"
+}
+
+# FILE NAME
+parse_policy() {
+  local line key value slot text='' number=0
+  ! IFS= read -r -d '' text <"$1" || invalid_policy "$1" 'text' 'a NUL byte'
+  # shellcheck disable=SC2094 # the file is only named in what is said
+  while IFS= read -r line || [[ -n "${line}" ]]; do
+    number=$((number + 1))
+    [[ -n "${line}" && "${line}" != '#'* ]] || continue
+    key=${line%%=*} value=${line#*=}
+    slot="$2.${key}"
+    fits_policy "${key}" "${value}"
+    [[ "${line}" == *=* && -n "${REPLY}" ]] ||
+      invalid_policy "$1" "KEY=value of a policy in line ${number}" "${line@Q}"
+    [[ -z "${POLICIES[${slot}]-}" ]] || invalid_policy "$1" "${key} once" 'it twice'
+    POLICIES[${slot}]=${value}
+  done <"$1"
+  for key in PROD_IMAGE PROD_SERVICE PROD_PORT COMPOSE_DIR REQUIRE ALLOWED_SIGNERS; do
+    slot="$2.${key}"
+    [[ -n "${POLICIES[${slot}]-}" ]] || need_policy_key "$1" "$2" "${key}"
+  done
+}
+
+# FILE NAME KEY: it is not there.
+need_policy_key() {
+  local slot="$2.REQUIRE"
+  [[ "$3" != ALLOWED_SIGNERS || " ${POLICIES[${slot}]} " == *' verdict '* ]] || return 0
+  invalid_policy "$1" "a line $3=" 'none'
+}
+
+# Leave 1 in REPLY where a policy may have this line, else nothing: KEY VALUE
+fits_policy() {
+  local pattern word='(revision|image_id|verdict)'
+  REPLY=''
+  case "$1" in
+    PROD_IMAGE) pattern=${REFERENCE_PATTERN} ;;
+    PROD_SERVICE) pattern=${NAME_PATTERN} ;;
+    PROD_PORT) pattern='[1-9][0-9]{0,4}' ;;
+    COMPOSE_DIR | REPOS_DIR | ALLOWED_SIGNERS | REVOKED_KEYS) pattern='/[ -~]+' ;;
+    REQUIRE) pattern="${word}( ${word}){0,2}" ;;
+    MAX_AGE) pattern='[1-9][0-9]{0,7}' ;;
+    BREAK_GLASS) pattern='yes|no' ;;
+    *) return 0 ;;
+  esac
+  [[ "${#2}" -gt 4096 || ! "$2" =~ ^(${pattern})$ ]] || REPLY=1
+}
+
+# Take the policy NAME as POLICY, and leave in CLAIMS what it claims as production, a line each.
+take_policy() {
+  local slot folder
+  POLICY=([NAME]=$1)
+  for slot in "${!POLICIES[@]}"; do
+    [[ "${slot%.*}" != "$1" ]] || POLICY[${slot##*.}]=${POLICIES[${slot}]}
+  done
+  canonical "${POLICY[PROD_IMAGE]}"
+  folder=$(readlink -m -- "${POLICY[COMPOSE_DIR]}")
+  CLAIMS=("image ${REPLY}" "service ${POLICY[PROD_SERVICE]} of ${folder}" "port ${POLICY[PROD_PORT]}")
+}
+
+# NAME of the policy that was read last.
+refuse_double_claim() {
+  local other claim mine=()
+  take_policy "$1"
+  mine=("${CLAIMS[@]}")
+  for other in "${POLICY_NAMES[@]}"; do
+    take_policy "${other}"
+    for claim in "${!mine[@]}"; do
+      [[ "${mine[claim]}" != "${CLAIMS[claim]}" ]] ||
+        refuse policy-conflict "${POLICY_DIR}: expected one policy for ${CLAIMS[claim]}, observed ${other} and $1" \
+          "correct one of them"
+    done
+  done
+}
+
+# Leave in POLICY the one policy that claims the caller's production; nothing where this host has no policies.
+find_policy() {
+  local name claim folder known found='' asked=()
+  read_policies
+  POLICY=()
+  [[ -n "${POLICED}" ]] || return 0
+  canonical "${PROD_IMAGE}"
+  folder=$(readlink -m -- "${COMPOSE_DIR}")
+  asked=("image ${REPLY}" "service ${PROD_SERVICE} of ${folder}" "port ${PROD_PORT}")
+  for name in "${POLICY_NAMES[@]}"; do
+    take_policy "${name}"
+    known=0
+    for claim in "${!asked[@]}"; do
+      [[ "${CLAIMS[claim]}" != "${asked[claim]}" ]] || known=$((known + 1))
+    done
+    [[ "${known}" != "${#asked[@]}" ]] || found=${name}
+    [[ "${known}" == 0 || -n "${found}" ]] ||
+      refuse policy-mismatch "production: expected all of policy ${name} (${CLAIMS[*]}), observed ${asked[*]}" \
+        "name one target"
+  done
+  [[ -n "${found}" ]] ||
+    refuse policy-unclaimed "production: expected a policy in ${POLICY_DIR} for ${asked[*]}, observed none" \
+      "write one, or name the production that is meant"
+  take_policy "${found}"
+}
+
+# Leave in POLICY the policy of one target, by its name: for a key that is bound to it. NAME
+find_policy_named() {
+  read_policies
+  [[ " ${POLICY_NAMES[*]-} " == *" $1 "* ]] ||
+    refuse policy-missing "${POLICY_DIR}: expected a policy $1.conf, observed: ${POLICY_NAMES[*]-none}" "write it"
+  take_policy "$1"
+}
+
+# What any policy claims as production is not staging, and a clone lies where its compose folder's policy says.
+refuse_claimed_staging() {
+  local name claim folder image
+  read_policies
+  [[ -n "${POLICED}" ]] || return 0
+  canonical "${TARGET_IMAGE}"
+  image=${REPLY}
+  folder=$(readlink -m -- "${COMPOSE_DIR}")
+  for name in "${POLICY_NAMES[@]}"; do
+    take_policy "${name}"
+    for claim in "${CLAIMS[@]}"; do
+      case "${claim}" in
+        "image ${image}" | "service ${TARGET_SERVICE} of ${folder}" | "port ${TARGET_PORT}")
+          refuse staging-is-claimed \
+            "staging: expected nothing that policy ${name} claims as production, observed ${claim}" "name staging's own"
+          ;;
+        *" of ${folder}") require_clone_below "${POLICY[REPOS_DIR]-}" ;;
+        *) ;;
+      esac
+    done
+  done
+}
+
+# FOLDER of the policy, or nothing
+require_clone_below() {
+  local real top
+  [[ -n "$1" && "${BUILD_CONTEXT}" != - ]] || return 0
+  top=$(readlink -m -- "$1")
+  real=$(readlink -m -- "${BUILD_CONTEXT}")
+  [[ "${real}" == "${top}"/* ]] ||
+    refuse clone-outside "BUILD_CONTEXT: expected a clone below ${top}, as policy ${POLICY[NAME]} says, observed ${real}" \
+      "correct it"
 }
 
 # --- The host --------------------------------------------------------------------------------------------------------
@@ -817,6 +1012,8 @@ resolve_compose() {
     blame compose-invalid "${COMPOSE_DIR}: expected a valid compose file, observed: ${REPLY}" "correct it"
   fi
   cp -- "${WORK}/out" "${WORK}/compose.json"
+  COMPOSE_SHA256=$(sha256sum <"${WORK}/compose.json")
+  COMPOSE_SHA256=${COMPOSE_SHA256%% *}
   parse_compose "${WORK}/compose.json"
 }
 
@@ -1777,6 +1974,7 @@ tag_image() {
 build_staging() {
   read_staging_variables
   refuse_production_names
+  refuse_claimed_staging
   prepare_host
   take_lock "${BUILD_WAIT}"
   step compose 'resolving the compose files'
@@ -1804,54 +2002,377 @@ build_and_try() {
 }
 
 # --- Promotion: the decision -----------------------------------------------------------------------------------------
+# First the facts are collected, then the first line below whose facts all hold decides: CAUSE FACT=STATE|STATE ...
+# A fact that is not known yet has no state, so that nothing is ever accepted on it. What no line names is refused.
+readonly DECISION=(
+  'revision-empty             revision=empty'
+  'revision-malformed         revision=malformed'
+  'revision-required          revision=missing require_revision=yes'
+  'image-id-empty             image_id=empty'
+  'image-id-malformed         image_id=malformed'
+  'image-id-required          image_id=missing require_image_id=yes'
+  'verdict-empty              verdict=empty'
+  'verdict-malformed          verdict=malformed'
+  'verdict-contract           verdict=contract'
+  'verdict-no-policy          verdict=given policy=no'
+  'image-missing              image=missing'
+  'image-id-mismatch          image_id=wrong'
+  'revision-missing           revision=unlabelled'
+  'revision-mismatch          revision=wrong'
+  'verdict-missing            verdict=missing require_verdict=yes production=right'
+  'verdict-other-target       verdict=other-target'
+  'verdict-other-image        verdict=other-image'
+  'verdict-other-revision     verdict=other-revision'
+  'verdict-other-engine       verdict=other-engine'
+  'verdict-production-changed verdict=production-changed'
+  'verdict-compose-changed    verdict=compose-changed'
+  'verdict-signers            verdict=signers'
+  'verdict-signature          verdict=signature'
+  'verdict-future             verdict=future'
+  'verdict-expired            verdict=expired'
+  'verdict-ledger             verdict=ledger'
+  'verdict-used               verdict=used'
+  'verdict-superseded         verdict=superseded'
+  'verified                   image=right revision=missing|right image_id=missing|right production=right verdict=missing|right'
+)
 
-# Set but empty is never "no expectation": a caller who lost the value must not get an unchecked promotion.
-check_expectations() {
-  if [[ -z "${EXPECTED_REVISION+set}" ]]; then
-    say 'WARNING: EXPECTED_REVISION is not set: the provenance of this image is NOT checked'
-  else
-    [[ -n "${EXPECTED_REVISION}" ]] ||
-      refuse revision-empty 'EXPECTED_REVISION: expected a full commit ID, observed an empty value' \
-        'pass the validated revision'
-    [[ "${EXPECTED_REVISION}" =~ ^${HEX40}$ ]] ||
-      refuse revision-malformed \
-        "EXPECTED_REVISION: expected 40 lowercase hex characters, observed ${EXPECTED_REVISION@Q}" \
+# The decision, a function of FACT alone. Leaves the cause in REPLY.
+judge() {
+  local line words word
+  for line in "${DECISION[@]}"; do
+    read -ra words <<<"${line}"
+    for word in "${words[@]:1}"; do
+      [[ "|${word#*=}|" == *"|${FACT[${word%%=*}]:-unknown}|"* ]] || continue 2
+    done
+    REPLY=${words[0]}
+    return 0
+  done
+  REPLY=undecided
+}
+
+# Refuse as soon as what is known says no.
+refuse_by_facts() {
+  judge
+  case "${REPLY}" in
+    verified | undecided) ;;
+    *) explain "${REPLY}" ;;
+  esac
+}
+
+# Refuse for a cause of DECISION, in words.
+explain() {
+  case "$1" in
+    revision-empty)
+      refuse "$1" 'EXPECTED_REVISION: expected a full commit ID, observed an empty value' 'pass the validated revision'
+      ;;
+    revision-malformed)
+      refuse "$1" "EXPECTED_REVISION: expected 40 lowercase hex characters, observed ${EXPECTED_REVISION@Q}" \
         "pass the full commit ID"
-  fi
-  if [[ -z "${EXPECTED_IMAGE_ID+set}" ]]; then
-    say 'WARNING: EXPECTED_IMAGE_ID is not set: whether this is the very image that was tested is NOT checked'
-  else
-    [[ -n "${EXPECTED_IMAGE_ID}" ]] ||
-      refuse image-id-empty 'EXPECTED_IMAGE_ID: expected an image ID, observed an empty value' \
-        'pass the ID of the tested image'
-    [[ "${EXPECTED_IMAGE_ID}" =~ ^${IMAGE_ID_PATTERN}$ ]] ||
-      refuse image-id-malformed \
+      ;;
+    revision-required)
+      refuse "$1" "EXPECTED_REVISION: expected one, since policy ${POLICY[NAME]} requires it, observed none" 'pass it'
+      ;;
+    revision-missing)
+      refuse "$1" "${SOURCE_IMAGE}: expected revision ${EXPECTED_REVISION}, observed no label ${LABEL}" \
+        "build it with --build-staging"
+      ;;
+    revision-mismatch)
+      refuse "$1" "${SOURCE_IMAGE}: expected revision ${EXPECTED_REVISION}, observed ${SEEN_REVISION}" \
+        "rebuild staging from the validated commit"
+      ;;
+    verdict-*) explain_verdict "$1" ;;
+    *) explain_image "$1" ;;
+  esac
+}
+
+explain_image() {
+  case "$1" in
+    image-id-empty)
+      refuse "$1" 'EXPECTED_IMAGE_ID: expected an image ID, observed an empty value' 'pass the ID of the tested image'
+      ;;
+    image-id-malformed)
+      refuse "$1" \
         "EXPECTED_IMAGE_ID: expected sha256: and 64 lowercase hex characters, observed ${EXPECTED_IMAGE_ID@Q}" \
         "pass the full image ID"
-  fi
+      ;;
+    image-id-required)
+      refuse "$1" "EXPECTED_IMAGE_ID: expected one, since policy ${POLICY[NAME]} requires it, observed none" 'pass it'
+      ;;
+    image-missing)
+      refuse "$1" "SOURCE_IMAGE: expected an image on this host, observed none at ${SOURCE_IMAGE}" "run the gate again"
+      ;;
+    image-id-mismatch)
+      refuse "$1" "${SOURCE_IMAGE}: expected ${EXPECTED_IMAGE_ID-}, observed ${IMAGE_ID}" \
+        "the tag moved after the gate: run the gate again"
+      ;;
+    *) refuse "$1" "${SOURCE_IMAGE}: expected facts that lead to a decision, observed none" 'report it' ;;
+  esac
+}
+
+explain_verdict() {
+  local advice='run the gate again'
+  case "$1" in
+    verdict-missing)
+      refuse "$1" "VERDICT: expected one, since policy ${POLICY[NAME]} requires it, observed none" \
+        'sign verdicts: settings [signing]'
+      ;;
+    verdict-empty) refuse "$1" 'VERDICT: expected a signed verdict, observed an empty value' 'pass it' ;;
+    verdict-no-policy)
+      refuse "$1" "VERDICT: expected a policy in ${POLICY_DIR} that says who may sign, observed none" \
+        'write one, or pass no verdict'
+      ;;
+    verdict-signers | verdict-ledger) advice='correct the installation of this host' ;;
+    verdict-contract) advice='use a plugin and a hook of one version' ;;
+    *) ;;
+  esac
+  refuse "$1" "VERDICT: ${VERDICT_REASON}" "${advice}"
+}
+
+# What the caller expects. Set but empty is never "no expectation": a caller who lost the value must not get an
+# unchecked promotion.
+read_expectations() {
+  local requirement
+  FACT=([policy]=no)
+  [[ -z "${POLICY[NAME]-}" ]] || FACT[policy]=yes
+  for requirement in ${POLICY[REQUIRE]-}; do
+    FACT[require_${requirement}]=yes
+  done
+  form_of EXPECTED_REVISION "${HEX40}"
+  FACT[revision]=${REPLY}
+  [[ "${REPLY}" != missing ]] ||
+    say 'WARNING: EXPECTED_REVISION is not set: the provenance of this image is NOT checked'
+  form_of EXPECTED_IMAGE_ID "${IMAGE_ID_PATTERN}"
+  FACT[image_id]=${REPLY}
+  [[ "${REPLY}" != missing ]] ||
+    say 'WARNING: EXPECTED_IMAGE_ID is not set: whether this is the very image that was tested is NOT checked'
+  VERDICT_STATE='not required'
+  [[ -z "${FACT[require_verdict]-}" ]] || VERDICT_STATE=required
+}
+
+# Leave missing, empty, malformed or given in REPLY: NAME PATTERN.
+form_of() {
+  local name=$1 pattern="^$2\$"
+  REPLY=missing
+  [[ -n "${!name+set}" ]] || return 0
+  REPLY=empty
+  [[ -n "${!name}" ]] || return 0
+  REPLY=given
+  [[ "${!name}" =~ ${pattern} ]] || REPLY=malformed
 }
 
 # Look at the candidate once; from here on only its ID counts.
 check_candidate() {
-  local observed
   read_image "${SOURCE_IMAGE}"
-  [[ -n "${SEEN_ID}" ]] ||
-    refuse image-missing "SOURCE_IMAGE: expected an image on this host, observed none at ${SOURCE_IMAGE}" \
-      "run the gate again"
+  FACT[image]=missing
+  [[ -n "${SEEN_ID}" ]] || return 0
+  FACT[image]=right
   IMAGE_ID=${SEEN_ID}
-  observed=${SEEN_REVISION}
-  [[ ! "${observed}" =~ ^\"(${HEX40})\"$ ]] || REVISION=${BASH_REMATCH[1]}
-  [[ "${IMAGE_ID}" == "${EXPECTED_IMAGE_ID-${IMAGE_ID}}" ]] ||
-    refuse image-id-mismatch "${SOURCE_IMAGE}: expected ${EXPECTED_IMAGE_ID-}, observed ${IMAGE_ID}" \
-      "the tag moved after the gate: run the gate again"
-  [[ -n "${EXPECTED_REVISION+set}" ]] || return 0
-  [[ -n "${observed}" && "${observed}" != '""' ]] ||
-    refuse revision-missing "${SOURCE_IMAGE}: expected revision ${EXPECTED_REVISION}, observed no label ${LABEL}" \
-      "build it with --build-staging"
-  [[ "${observed}" == "\"${EXPECTED_REVISION}\"" ]] ||
-    refuse revision-mismatch "${SOURCE_IMAGE}: expected revision ${EXPECTED_REVISION}, observed ${observed}" \
-      "rebuild staging from the validated commit"
+  [[ ! "${SEEN_REVISION}" =~ ^\"(${HEX40})\"$ ]] || REVISION=${BASH_REMATCH[1]}
+  if [[ "${FACT[image_id]}" == given ]]; then
+    FACT[image_id]=wrong
+    [[ "${IMAGE_ID}" != "${EXPECTED_IMAGE_ID}" ]] || FACT[image_id]=right
+  fi
+  [[ "${FACT[revision]}" == given ]] || return 0
+  FACT[revision]=wrong
+  [[ "${SEEN_REVISION}" != "\"${EXPECTED_REVISION}\"" ]] || FACT[revision]=right
+  [[ -n "${SEEN_REVISION}" && "${SEEN_REVISION}" != '""' ]] || FACT[revision]=unlabelled
 }
+
+# --- Promotion: the verdict -------------------------------------------------------------------------------------------
+# Line one of a verdict is its statement, the rest its signature. Nothing in the statement is believed: every field must
+# be what this hook observes itself, and what is given to ssh-keygen is not the text that came but the same statement
+# printed anew.
+
+# Print the statement: PRINCIPAL TIME RUN_ID
+print_statement() {
+  printf '%s' '{"_type":"https://in-toto.io/Statement/v1","subject":[' \
+    "{\"name\":\"${PROD_IMAGE}\",\"digest\":{\"sha256\":\"${IMAGE_ID#sha256:}\"}}," \
+    "{\"name\":\"${REPO}\",\"digest\":{\"gitCommit\":\"${REVISION}\"}}]," \
+    '"predicateType":"https://in-toto.io/attestation/svr/v0.2",' \
+    "\"predicate\":{\"verifier\":{\"id\":\"urn:imagefresh:gate:${CONTRACT}:$1\",\"policies\":[]}," \
+    "\"timeCreated\":\"$2\",\"properties\":[\"IMAGEFRESH_GATE_COMPLETE\"]," \
+    "\"imagefresh\":{\"contract\":${CONTRACT},\"run_id\":\"$3\",\"prod_service\":\"${PROD_SERVICE}\"," \
+    "\"prod_port\":${PROD_PORT},\"engine_id\":\"${ENGINE_ID}\",\"prod_runs\":\"${PREVIOUS_ID}\"," \
+    "\"compose_sha256\":\"${COMPOSE_SHA256}\"}}}"$'\n'
+}
+
+# The form of the verdict that the caller passed: FACT[verdict] and the table SIGNED, as far as that goes.
+read_verdict() {
+  local text again statement
+  SIGNED=() VERDICT_REASON=''
+  form_of VERDICT '.*'
+  FACT[verdict]=${REPLY}
+  [[ "${REPLY}" == given ]] || return 0
+  malformed_verdict 'expected base64 of a statement and its signature'
+  [[ "${#VERDICT}" -le "${VERDICT_LIMIT}" ]] || return 0
+  text=$(
+    printf '%s' "${VERDICT}" | base64 -d 2>/dev/null | tr -d '\0' || :
+    printf .
+  )
+  text=${text%.}
+  again=$(printf '%s' "${text}" | base64 -w 0)
+  [[ "${again}" == "${VERDICT}" ]] || return 0
+  statement=${text%%$'\n'*}
+  SIGNED[signature]=${text#*$'\n'}
+  read_statement "${statement}"
+}
+
+malformed_verdict() {
+  FACT[verdict]=malformed
+  VERDICT_REASON="$1, observed another text"
+}
+
+# STATEMENT
+read_statement() {
+  local text='([^"\]*)' number='([0-9]{1,9})' pattern
+  pattern="^\\{\"_type\":\"https://in-toto\\.io/Statement/v1\",\"subject\":\\[\\{\"name\":\"${text}\",\"digest\":\\{"
+  pattern+="\"sha256\":\"(${HEX64})\"\\}\\},\\{\"name\":\"${text}\",\"digest\":\\{\"gitCommit\":\"(${HEX40})\"\\}\\}\\],"
+  pattern+="\"predicateType\":\"https://in-toto\\.io/attestation/svr/v0\\.2\",\"predicate\":\\{\"verifier\":\\{"
+  pattern+="\"id\":\"urn:imagefresh:gate:${number}:(${PRINCIPAL_PATTERN})\",\"policies\":\\[\\]\\},"
+  pattern+="\"timeCreated\":\"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)\","
+  pattern+="\"properties\":\\[\"IMAGEFRESH_GATE_COMPLETE\"\\],\"imagefresh\":\\{\"contract\":${number},"
+  pattern+="\"run_id\":\"(${RUN_ID_PATTERN})\",\"prod_service\":\"${text}\",\"prod_port\":${number},"
+  pattern+="\"engine_id\":\"${text}\",\"prod_runs\":\"${text}\",\"compose_sha256\":\"(${HEX64})\"\\}\\}\\}\$"
+  malformed_verdict 'expected the statement of a complete gate'
+  [[ "$1" =~ ${pattern} ]] || return 0
+  SIGNED+=([image]=${BASH_REMATCH[1]} [id]="sha256:${BASH_REMATCH[2]}" [repo]=${BASH_REMATCH[3]}
+    [revision]=${BASH_REMATCH[4]} [principal]=${BASH_REMATCH[6]} [time]=${BASH_REMATCH[7]} [run]=${BASH_REMATCH[9]}
+    [service]=${BASH_REMATCH[10]} [port]=${BASH_REMATCH[11]} [engine]=${BASH_REMATCH[12]}
+    [runs]=${BASH_REMATCH[13]} [compose]=${BASH_REMATCH[14]})
+  SIGNED[contract]=${BASH_REMATCH[5]}/${BASH_REMATCH[8]}
+  SIGNED[second]=$(date -u -d "${SIGNED[time]}" +%s 2>/dev/null) || return 0
+  malformed_verdict 'expected one signature of ssh-keygen behind the statement, and nothing behind it'
+  read_signature "${SIGNED[signature]}"
+  [[ -n "${REPLY}" ]] || return 0
+  FACT[verdict]=given
+  [[ "${SIGNED[contract]}" == "${CONTRACT}/${CONTRACT}" ]] ||
+    doubt_verdict contract "contract version ${CONTRACT}" "${SIGNED[contract]}"
+}
+
+# Leave in REPLY the base64 of the one armored signature that a text is, else nothing: ssh-keygen itself stops reading at
+# its end, whatever comes behind it.
+read_signature() {
+  local begin=$'-----BEGIN SSH SIGNATURE-----\n' end=$'-----END SSH SIGNATURE-----\n' body again
+  REPLY=''
+  [[ "$1" == "${begin}"*"${end}" ]] || return 0
+  body=${1#"${begin}"}
+  body=${body%"${end}"}
+  [[ "${body}" == *$'\n' && "${body}" =~ ^[A-Za-z0-9+/=$'\n']+$ ]] || return 0
+  again=$(base64 -d <<<"${body}" 2>/dev/null | base64 -w 70) || again=''
+  [[ "${again}"$'\n' != "${body}" ]] || REPLY=${again}
+}
+
+# A verdict is not right: STATE EXPECTED OBSERVED.
+doubt_verdict() {
+  FACT[verdict]=$1
+  VERDICT_REASON="expected $2, observed $3"
+}
+
+# Whether the verdict holds for what was observed.
+check_verdict() {
+  local look
+  for look in : compare_verdict check_signature check_time check_ledger; do
+    "${look}"
+    [[ "${FACT[verdict]}" == given ]] || return 0
+  done
+  FACT[verdict]=right
+  VERDICT_STATE=accepted
+}
+
+# Compare what the statement says with what was observed; the first difference counts.
+compare_verdict() {
+  local line state name expected
+  for line in "other-target|image|${PROD_IMAGE}" "other-target|service|${PROD_SERVICE}" "other-target|port|${PROD_PORT}" \
+    "other-target|repo|${REPO}" "other-image|id|${IMAGE_ID}" "other-revision|revision|${REVISION}" \
+    "other-engine|engine|${ENGINE_ID}" "production-changed|runs|${PREVIOUS_ID}" \
+    "compose-changed|compose|${COMPOSE_SHA256}"; do
+    IFS='|' read -r state name expected <<<"${line}"
+    if [[ "${SIGNED[${name}]}" != "${expected}" ]]; then
+      doubt_verdict "${state}" "one for ${name} ${expected:-(none)}" "one for ${SIGNED[${name}]:-(none)}"
+      return 0
+    fi
+  done
+}
+
+# Whether somebody signed it who may: the statement is printed anew for that.
+check_signature() {
+  local argv=(ssh-keygen -Y verify -f "${POLICY[ALLOWED_SIGNERS]-}" -I "${SIGNED[principal]}" -n "${NAMESPACE}")
+  require_signers
+  [[ "${FACT[verdict]}" == given ]] || return 0
+  type -P ssh-keygen >/dev/null ||
+    cannot_tell tool-missing 'this host: expected ssh-keygen, since a verdict was passed, observed none' 'install it'
+  [[ -z "${POLICY[REVOKED_KEYS]-}" ]] || argv+=(-r "${POLICY[REVOKED_KEYS]}")
+  print_statement "${SIGNED[principal]}" "${SIGNED[time]}" "${SIGNED[run]}" >"${WORK}/statement"
+  printf '%s' "${SIGNED[signature]}" >"${WORK}/signature"
+  ask "${QUICK}" "${argv[@]}" -s "${WORK}/signature" <"${WORK}/statement"
+  [[ "${STATUS}" != 0 ]] || return 0
+  REPLY=$(cat -- "${WORK}/out" "${WORK}/err")
+  one_line "${REPLY:-ssh-keygen ended with ${STATUS}}"
+  doubt_verdict signature "a signature of ${SIGNED[principal]} as ${POLICY[ALLOWED_SIGNERS]} allows it" "${REPLY}"
+}
+
+# The file of those who may sign says who may promote: it must be as hard to change as the policy.
+require_signers() {
+  local line file=${POLICY[ALLOWED_SIGNERS]-} found=0
+  if [[ ! -f "${file}" ]]; then
+    doubt_verdict signers 'ALLOWED_SIGNERS of the policy to name a file' "${file:-nothing}"
+    return 0
+  fi
+  require_owned verdict-signers "${file%/*}/" directory "${SIGNERS_UID}"
+  require_owned verdict-signers "${file}" 'regular file' "${SIGNERS_UID}"
+  [[ -z "${POLICY[REVOKED_KEYS]-}" ]] || require_owned verdict-signers "${POLICY[REVOKED_KEYS]}" 'regular file' 0
+  while IFS= read -r line || [[ -n "${line}" ]]; do
+    [[ -n "${line}" && "${line}" != '#'* ]] || continue
+    found=1
+    [[ "${line}" =~ ${SIGNER_PATTERN} ]] ||
+      doubt_verdict signers "only lines like NAME namespaces=\"${NAMESPACE}\" KEY in ${file}" "${line:0:60}"
+  done <"${file}"
+  [[ "${found}" == 1 ]] || doubt_verdict signers "a line in ${file}" none
+}
+
+check_time() {
+  local age limit=${POLICY[MAX_AGE]-${DEFAULT_MAX_AGE}}
+  now
+  age=$((NOW / 1000 - SIGNED[second]))
+  if ((age < -CLOCK_SKEW)); then
+    doubt_verdict future "one from before now, by this host's clock" "${SIGNED[time]}"
+  elif ((age > limit)); then
+    doubt_verdict expired "one of the last ${limit} s" "one of ${SIGNED[time]}"
+  fi
+}
+
+# A verdict works once: the ledger holds a file for each that was used, named like the run of its gate, never removed.
+# Who loses it must not get used verdicts back, so it is never made here.
+check_ledger() {
+  local used newest=''
+  if [[ ! -d "${LEDGER}" || -L "${LEDGER}" || ! -O "${LEDGER}" ]]; then
+    doubt_verdict ledger "the folder ${LEDGER} of this user, in which used verdicts are kept" none
+    return 0
+  fi
+  for used in "${LEDGER}"/*; do # in the order of time
+    [[ ! "${used##*/}" =~ ^${RUN_ID_PATTERN}$ ]] || newest=${used##*/}
+  done
+  if [[ -e "${LEDGER}/${SIGNED[run]}" || -L "${LEDGER}/${SIGNED[run]}" ]]; then
+    doubt_verdict used 'one that was never used' "that of run ${SIGNED[run]}, which was"
+  elif [[ "${newest}" > "${SIGNED[run]}" ]]; then
+    doubt_verdict superseded "one of a run after ${newest}, the last promoted one" "that of run ${SIGNED[run]}"
+  fi
+}
+
+# Use the verdict up, for good, before anything changes.
+burn_verdict() {
+  local file="${LEDGER}/${SIGNED[run]-}"
+  [[ "${FACT[verdict]}" == right ]] || return 0
+  (
+    set -o noclobber
+    printf 'used by run %s\n' "${RUN_ID}" >"${file}"
+  ) 2>/dev/null ||
+    refuse verdict-used "VERDICT: expected to be the first to use it, observed ${file}" 'run the gate again'
+  sync -- "${file}" "${LEDGER}" ||
+    refuse verdict-ledger "${file}: expected it on the disk, observed no success" 'look for free space'
+}
+
+# --- Promotion: what it would change ----------------------------------------------------------------------------------
 
 # What production is, as the host's compose files tell it.
 check_production() {
@@ -1885,20 +2406,48 @@ resolve_production() {
   fi
 }
 
+# Leave the image that production runs now in PREVIOUS_ID; FOUND holds its container.
+read_previous() {
+  read_image "${PROD_IMAGE}"
+  PREVIOUS_TAG_ID=${SEEN_ID}
+  PREVIOUS_ID=${SEEN_ID}
+  [[ "${#FOUND[@]}" == 1 ]] || return 0
+  read_container "${FOUND[0]}"
+  PREVIOUS_ID=${SEEN[image]:-${PREVIOUS_ID}}
+}
+
 # Everything that --verify and --promote decide, in one place for both.
 decide() {
   step verify "verifying ${SOURCE_IMAGE}"
   check_candidate
+  refuse_by_facts
   check_production
   [[ -z "${PROD_PIN}" ]] || read_pin_file
+  read_previous
+  FACT[production]=right
+  check_verdict
+  judge
+  [[ "${REPLY}" == verified ]] || explain "${REPLY}"
+}
+
+# What can be decided before the host is looked at.
+read_facts() {
+  read_expectations
+  read_verdict
+  refuse_by_facts
 }
 
 verify() {
   read_promotion_variables
-  check_expectations
-  [[ -n "${ENGINE_ID}" ]] || prepare_host # the self-test has done so for all of its cases
+  find_policy
+  read_facts
+  prepare_host
   [[ -z "${LEASE+set}" ]] || require_lease
   decide
+  conclude_verified
+}
+
+conclude_verified() {
   conclude 'done' verified "${SOURCE_IMAGE} (${IMAGE_ID}) would be promoted"
 }
 
@@ -1909,6 +2458,7 @@ self_test() {
   local name="imagefresh-self-test:${RUN_ID,,}"
   SOURCE_IMAGE="${name}"
   read_promotion_variables
+  find_policy
   prepare_host
   [[ -z "${LEASE+set}" ]] || require_lease
   name+="-${WORK##*.}"
@@ -1918,8 +2468,10 @@ self_test() {
   LABELLED=${REPLY}
   import_scratch "${name}-unlabelled"
   UNLABELLED=${REPLY}
+  [[ " ${POLICY[REQUIRE]-} " != *' verdict '* ]] || prepare_verdicts
   step cases 'asking for decisions that must be refused, and for the one that must not'
   start_cases "${name}"
+  [[ -z "${VERDICT-}" ]] || start_verdict_cases
   judge_cases
   conclude 'done' self-tested "${#CASES[@]} decisions are what they must be"
 }
@@ -1966,20 +2518,99 @@ start_case() {
   CASES+=("$! ${name} ${cause}")
 }
 
-# --verify in a process, folder and result of its own: NAME VARIABLE=VALUE
+# What verdicts are judged by, in this run alone: two keys, one of them allowed to sign, and a ledger. Leaves the right
+# verdict in VERDICT.
+prepare_verdicts() {
+  local key
+  step verdicts 'making scratch keys and a verdict'
+  IMAGE_ID=${LABELLED} REVISION=${TEST_REVISION}
+  check_production
+  read_previous
+  for key in key other-key; do
+    ask "${QUICK}" ssh-keygen -q -t ed25519 -N '' -C self-test -f "${WORK}/${key}"
+    [[ "${STATUS}" == 0 ]] ||
+      cannot_tell tool-missing "this host: expected ssh-keygen, since the policy requires verdicts, observed none" \
+        "install it"
+  done
+  printf 'self-test namespaces="%s" %s\n' "${NAMESPACE}" "$(<"${WORK}/key.pub")" >"${WORK}/signers"
+  POLICY[ALLOWED_SIGNERS]="${WORK}/signers" SIGNERS_UID=${EUID} LEDGER="${WORK}/ledger"
+  mkdir -- "${LEDGER}" "${LEDGER}-used" "${LEDGER}-newer"
+  : >"${LEDGER}-used/${RUN_ID}"
+  : >"${LEDGER}-newer/9${RUN_ID:1}"
+  printf -v SIGNED_AT '%(%Y-%m-%dT%H:%M:%SZ)T' -1
+  sign_scratch key "${NAMESPACE}" "${SIGNED_AT}"
+  VERDICT=${REPLY}
+}
+
+# Leave in REPLY a verdict about LABELLED: KEY NAMESPACE TIME VARIABLE=VALUE. The variables are what it says otherwise.
+sign_scratch() {
+  local pair
+  (
+    for pair in "${@:4}"; do
+      printf -v "${pair%%=*}" '%s' "${pair#*=}" # names of our own
+    done
+    print_statement self-test "$3" "${RUN_ID}"
+  ) >"${WORK}/statement"
+  rm -f -- "${WORK}/statement.sig"
+  ask "${QUICK}" ssh-keygen -q -Y sign -f "${WORK}/$1" -n "$2" "${WORK}/statement"
+  [[ "${STATUS}" == 0 ]] || cannot_tell self-test-broken 'ssh-keygen: expected to sign, observed no success' 'look at it'
+  pack_verdict "${WORK}/statement.sig"
+}
+
+# Leave in REPLY the statement that was written last, with what lies in some files behind it: FILES
+pack_verdict() {
+  REPLY=$(cat -- "${WORK}/statement" "$@" | base64 -w 0)
+}
+
+start_verdict_cases() {
+  local signature="${WORK}/statement.sig"
+  start_case unsigned verdict-missing VERDICT-
+  pack_verdict "${signature}" "${signature}"
+  start_case second-signature verdict-malformed "VERDICT=${REPLY}"
+  pack_verdict "${signature}" "${WORK}/key.pub"
+  start_case trailing-junk verdict-malformed "VERDICT=${REPLY}"
+  start_case replayed verdict-used "LEDGER=${LEDGER}-used"
+  start_case superseded verdict-superseded "LEDGER=${LEDGER}-newer"
+  start_case unkept verdict-ledger "LEDGER=${LEDGER}-none"
+  start_signed_case wrong-key verdict-signature other-key "${NAMESPACE}" "${SIGNED_AT}"
+  start_signed_case wrong-namespace verdict-signature key file "${SIGNED_AT}"
+  start_signed_case expired verdict-expired key "${NAMESPACE}" 1990-01-01T00:00:00Z
+  start_signed_case future verdict-future key "${NAMESPACE}" 2100-01-01T00:00:00Z
+  start_signed_case other-production verdict-production-changed key "${NAMESPACE}" "${SIGNED_AT}" \
+    "PREVIOUS_ID=${UNLABELLED}"
+  start_signed_case other-target verdict-other-target key "${NAMESPACE}" "${SIGNED_AT}" PROD_SERVICE=imagefresh
+  print_statement self-test 1990-01-01T00:00:00Z "${RUN_ID}" >"${WORK}/statement" # the signature is of another time
+  pack_verdict "${signature}"
+  start_case edited verdict-signature "VERDICT=${REPLY}"
+}
+
+# NAME CAUSE, and what sign_scratch takes.
+start_signed_case() {
+  sign_scratch "${@:3}"
+  start_case "$1" "$2" "VERDICT=${REPLY}"
+}
+
+# --verify in a process, folder and result of its own: NAME VARIABLE=VALUE, or VARIABLE- for one that is not set
 try_case() {
   local name=$1 pair
   shift
   unset -v LEASE
   SOURCE_IMAGE=${LABELLED} EXPECTED_REVISION=${TEST_REVISION} EXPECTED_IMAGE_ID=${LABELLED}
-  for pair in "$@"; do
-    printf -v "${pair%%=*}" '%s' "${pair#*=}" # names of our own
+  for pair in "$@"; do # names of our own
+    if [[ "${pair}" == *=* ]]; then
+      printf -v "${pair%%=*}" '%s' "${pair#*=}"
+    else
+      unset -v "${pair%-}"
+    fi
   done
   MODE=--verify STEP='' STEP_TIMES='' SCRATCH=() CASES=() WORK="${WORK}/${name}"
   mkdir -- "${WORK}"
   set_traps
   exec 3>"${WORK}.json" 4>/dev/null
-  verify
+  read_promotion_variables
+  read_facts
+  decide
+  conclude_verified
 }
 
 # Compare what each case ended with; the first one that is wrong is the reason.
@@ -2001,16 +2632,6 @@ judge_cases() {
 }
 
 # --- Promotion: the change -------------------------------------------------------------------------------------------
-
-# Leave the image that production runs now in PREVIOUS_ID; FOUND holds its container.
-read_previous() {
-  read_image "${PROD_IMAGE}"
-  PREVIOUS_TAG_ID=${SEEN_ID}
-  PREVIOUS_ID=${SEEN_ID}
-  [[ "${#FOUND[@]}" == 1 ]] || return 0
-  read_container "${FOUND[0]}"
-  PREVIOUS_ID=${SEEN[image]:-${PREVIOUS_ID}}
-}
 
 # Give the previous image a name of its own, so that nothing prunes it.
 keep_previous() {
@@ -2156,16 +2777,17 @@ await_engine() {
 
 promote() {
   read_promotion_variables
-  check_expectations
+  find_policy
+  read_facts
   prepare_host
   take_lock "${PROMOTE_WAIT}"
   decide
-  read_previous
   record_promoted
   [[ -z "${PROD_PIN}" ]] || draft_pin
   keep_previous
   say "production changes from here on, whether or not the caller stays" # one who is gone already ends the run here
   heed_lease
+  burn_verdict
   trap '' HUP INT TERM PIPE USR1 # it finishes or rolls back; children inherit that
   PHASE='swapping'
   run_production "${IMAGE_ID}"

@@ -34,7 +34,7 @@ class MakeOrchestrator(Protocol):
 
 
 def pytest_configure() -> None:
-    """Let what the tests start be interrupted: a background job is born with SIGINT ignored, one of nohup with SIGHUP."""
+    """Let what the tests start be interrupted: a background job is born with SIGINT ignored, nohup's with SIGHUP."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:

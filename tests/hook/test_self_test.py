@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.hook.harness import Outcome, PretendedHost, RealHost, changed
+from tests.hook.verdicts import Signed
 
 CASES = {
     "right": "verified",
@@ -29,46 +31,63 @@ CASES = {
     "missing-image": "image-missing",
     "missing-image-id": "image-missing",
 }
+VERDICT_CASES = {
+    "unsigned": "verdict-missing",
+    "second-signature": "verdict-malformed",
+    "trailing-junk": "verdict-malformed",
+    "replayed": "verdict-used",
+    "superseded": "verdict-superseded",
+    "unkept": "verdict-ledger",
+    "wrong-key": "verdict-signature",
+    "wrong-namespace": "verdict-signature",
+    "expired": "verdict-expired",
+    "future": "verdict-future",
+    "other-production": "verdict-production-changed",
+    "other-target": "verdict-other-target",
+    "edited": "verdict-signature",
+}
+"""Where the host's policy requires a verdict, in addition."""
+
 MUTANTS = {
     "the revision is not compared": (
-        'refuse revision-mismatch "${SOURCE_IMAGE}',
-        ': revision-mismatch "${SOURCE_IMAGE}',
+        "  FACT[revision]=wrong\n",
+        "  FACT[revision]=right\n",
         "wrong-revision: expected revision-mismatch, observed verified",
     ),
     "an empty revision passes": (
-        '[[ -n "${EXPECTED_REVISION}" ]] ||\n',
-        "true ||\n",
+        '[[ -n "${!name}" ]] || return 0\n  REPLY=given',
+        "REPLY=given",
         "empty-revision: expected revision-empty, observed revision-malformed",
     ),
     "any text is a revision": (
-        '[[ "${EXPECTED_REVISION}" =~ ^${HEX40}$ ]] ||',
-        "true ||",
+        '[[ "${!name}" =~ ${pattern} ]] || REPLY=malformed',
+        "true || REPLY=malformed",
         "abbreviated-revision: expected revision-malformed, observed revision-mismatch",
     ),
     "a revision is a pattern": (
-        '[[ "${observed}" == "\\"${EXPECTED_REVISION}\\"" ]] ||',
-        '[[ "${observed}" == \\"*\\" ]] ||',
+        '[[ "${SEEN_REVISION}" != "\\"${EXPECTED_REVISION}\\"" ]] ||',
+        '[[ "${SEEN_REVISION}" != \\"*\\" ]] ||',
         "wrong-revision: expected revision-mismatch, observed verified",
     ),
     "the image ID is not compared": (
-        '[[ "${IMAGE_ID}" == "${EXPECTED_IMAGE_ID-${IMAGE_ID}}" ]] ||',
-        "true ||",
+        "FACT[image_id]=wrong",
+        "FACT[image_id]=right",
         "other-image-id: expected image-id-mismatch, observed verified",
     ),
     "any text is an image ID": (
-        '[[ "${EXPECTED_IMAGE_ID}" =~ ^${IMAGE_ID_PATTERN}$ ]] ||',
-        "true ||",
+        'form_of EXPECTED_IMAGE_ID "${IMAGE_ID_PATTERN}"',
+        "form_of EXPECTED_IMAGE_ID '.*'",
         "abbreviated-image-id: expected image-id-malformed, observed image-id-mismatch",
     ),
     "a label is not needed": (
-        """[[ -n "${observed}" && "${observed}" != '""' ]] ||""",
-        "true ||",
+        " || FACT[revision]=unlabelled\n",
+        " || true\n",
         "unlabelled: expected revision-missing, observed revision-mismatch",
     ),
-    "an image is not needed": (
-        '[[ -n "${SEEN_ID}" ]] ||\n    refuse image-missing',
-        "true ||\n    refuse image-missing",
-        "missing-image: expected image-missing, observed image-id-mismatch",
+    "a line of the decision is missing": (
+        "  'revision-mismatch          revision=wrong'\n",
+        "",
+        "wrong-revision: expected revision-mismatch, observed undecided",
     ),
     "everything is refused": (
         "decide() {",
@@ -114,6 +133,90 @@ def test_a_hook_without_one_of_its_guards_does_not_pass(pretended: PretendedHost
     assert outcome.reason.startswith(f"case {reason}"), outcome.reason
     assert set(outcome.line["cases"]) == set(CASES)  # type: ignore[call-overload]
     assert pretended.state["images"] == images
+
+
+VERDICT_MUTANTS = {
+    "a verdict is not needed": (
+        "'verdict-missing            verdict=missing require_verdict=yes",
+        "'verdict-missing            verdict=missing require_verdict=never",
+        "unsigned: expected verdict-missing, observed verified",
+    ),
+    "a verdict works twice": (
+        'if [[ -e "${LEDGER}/${SIGNED[run]}" ||',
+        "if [[ ",
+        "replayed: expected verdict-used, observed verified",
+    ),
+    "an older verdict works": (
+        'elif [[ "${newest}" > "${SIGNED[run]}" ]]; then',
+        "elif false; then",
+        "superseded: expected verdict-superseded, observed verified",
+    ),
+    "a lost ledger is no matter": (
+        "    doubt_verdict ledger",
+        "    true ledger",
+        "unkept: expected verdict-ledger, observed verified",
+    ),
+    "the signature is not looked at": (
+        'ask "${QUICK}" "${argv[@]}" -s "${WORK}/signature" <"${WORK}/statement"',
+        "STATUS=0",
+        "wrong-key: expected verdict-signature, observed verified",
+    ),
+    "any namespace will do": (
+        '-I "${SIGNED[principal]}" -n "${NAMESPACE}")',
+        '-I "${SIGNED[principal]}" -n file)',
+        "right: expected verified, observed verdict-signature",
+    ),
+    "a verdict never expires": (
+        "((age > limit))",
+        "false",
+        "expired: expected verdict-expired, observed verified",
+    ),
+    "the future is no matter": (
+        "((age < -CLOCK_SKEW))",
+        "false",
+        "future: expected verdict-future, observed verified",
+    ),
+    "production may have changed": (
+        'production-changed|runs|${PREVIOUS_ID}"',
+        'production-changed|runs|${SIGNED[runs]}"',
+        "other-production: expected verdict-production-changed, observed verdict-signature",
+    ),
+    "another target's verdict will do": (
+        '"other-target|service|${PROD_SERVICE}"',
+        '"other-target|service|${SIGNED[service]}"',
+        "other-target: expected verdict-other-target, observed verdict-signature",
+    ),
+    "anything may follow a signature": (
+        '[[ "$1" == "${begin}"*"${end}" ]] || return 0',
+        'set -- "${1%%"${end}"*}${end}"',
+        "second-signature: expected verdict-malformed, observed verified",
+    ),
+}
+
+
+@pytest.fixture
+def signed(pretended: PretendedHost, tmp_path: Path) -> Signed:
+    return Signed(pretended, tmp_path)
+
+
+@pytest.mark.root
+def test_verdicts_are_tried_with_keys_of_its_own(signed: Signed) -> None:
+    """Where the host requires one: neither the gate's key nor the ledger has a part in it."""
+    signed.key.unlink()
+    outcome = signed.host.self_test()
+    assert outcome.verdict == (0, "self-tested"), outcome.reason
+    assert outcome.line["cases"] == {**CASES, **VERDICT_CASES}
+    assert list(signed.ledger.iterdir()) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mutant", VERDICT_MUTANTS)
+def test_a_hook_without_one_of_its_guards_of_verdicts_does_not_pass(signed: Signed, mutant: str) -> None:
+    before, after, reason = VERDICT_MUTANTS[mutant]
+    mutate(signed.host, before, after)
+    outcome = signed.host.self_test()
+    assert outcome.verdict == (1, "self-test-failed")
+    assert outcome.reason.startswith(f"case {reason}"), outcome.reason
 
 
 def test_an_engine_that_goes_away_in_a_case_is_no_decision(pretended: PretendedHost) -> None:
