@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_imagefresh.core.contract import SELF_TEST
+from pytest_imagefresh.core.contract import SELF_TEST, SIGNED_SELF_TEST
 from pytest_imagefresh.core.evidence import Container, HookReport, Image, Production
 from pytest_imagefresh.core.identity import ImageId, Revision
 from pytest_imagefresh.core.settings import Target
@@ -31,10 +31,12 @@ def test_image_carries_validated_revision(prove: Prove, staging_image: Image, va
 
 @pytest.mark.link("ACCEPTS")
 def test_hook_accepts_this_image(
-    prove: Prove, hook: AskHook, staging_image: Image, validated_revision: Revision
+    prove: Prove, target_run: TargetRun, hook: AskHook, staging_image: Image, validated_revision: Revision
 ) -> None:
     """The installed hook would promote exactly this image."""
-    prove(check_accepted(hook(validated_revision.hex, staging_image.id), staging_image.id))
+    report = hook(validated_revision.hex, staging_image.id)
+    target_run.facts["resolved_sha256"] = report.compose_sha256
+    prove(check_accepted(report, staging_image.id, signed=target_run.settings.signing is not None))
 
 
 @pytest.mark.link("REFUSES_WRONG")
@@ -64,7 +66,8 @@ def test_hook_refuses_unlabelled_image(
 @pytest.mark.link("SELF_TEST")
 def test_hook_passes_its_self_test(prove: Prove, self_test: HookReport, staging_image: Image) -> None:
     """On its own host the installed hook refuses what must be refused, each for its cause, and nothing else."""
-    prove(check_self_test(self_test, SELF_TEST, staging_image.id))
+    cases = SIGNED_SELF_TEST if self_test.verdict == "required" else SELF_TEST
+    prove(check_self_test(self_test, cases, staging_image.id))
 
 
 @pytest.mark.link("UNCHANGED")

@@ -2522,6 +2522,7 @@ start_case() {
 # verdict in VERDICT.
 prepare_verdicts() {
   local key
+  VERDICT_STATE=required
   step verdicts 'making scratch keys and a verdict'
   IMAGE_ID=${LABELLED} REVISION=${TEST_REVISION}
   check_production

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pytest_imagefresh.core.evidence import HookReport
     from pytest_imagefresh.core.layers import Configuration
     from pytest_imagefresh.core.settings import Target
+    from pytest_imagefresh.core.statement import Statement
     from pytest_imagefresh.run import GateRun
 
 _REPO = click.option("--repo", required=True, metavar="NAME", help="The repo whose targets are meant.")
@@ -45,16 +46,59 @@ def main() -> None:
 @_BRANCH
 @_REVISION
 @_CONFIG
-def promote(repo: str, branch: str, gate_revision: str | None, gate_config: Path | None) -> None:
+@click.option(
+    "--verdict",
+    "verdict_file",
+    default=None,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The verdict of one gate, its signature in FILE.sig; default: that of the newest complete one.",
+)
+def promote(
+    repo: str, branch: str, gate_revision: str | None, gate_config: Path | None, verdict_file: Path | None
+) -> None:
     """Promote the image that the newest complete gate of this revision proved.
 
     Exit status: the hook's own. 0 promoted, 1 refused, 2 wrong usage, 3 rolled back, 4 production needs a person,
     11 could not find out.
     """
     with _told_in_one_line(), _open_run(branch, gate_revision, gate_config) as (run, _):
-        reports = list(_promote_targets(run, repo))
+        reports = list(_promote_targets(run, repo, verdict_file))
     _show_reports(reports)
     sys.exit(reports[-1][1].exit_status)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--allowed-signers",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Who may sign, as ssh-keygen has it: the file that ALLOWED_SIGNERS of the host's policy names.",
+)
+def verify(file: Path, allowed_signers: Path) -> None:
+    """Show what a verdict says, and whether one who may has signed it; the signature lies in FILE.sig.
+
+    Only the host can say whether it would be accepted now. Exit status: 0 signed, 1 not, 2 no verdict, 11 could not
+    find out.
+    """
+    from pytest_imagefresh.adapters.records import read_verdict
+    from pytest_imagefresh.adapters.signing import check_signature
+    from pytest_imagefresh.core.errors import ConfigError
+    from pytest_imagefresh.core.settings import Timeouts
+    from pytest_imagefresh.core.statement import parse_statement
+
+    with _told_in_one_line():
+        signed = read_verdict(file)
+        if signed is None:
+            raise ConfigError(f"no verdict at {file}, expected verdict.json of a complete gate")
+        statement = parse_statement(signed[0])
+        bound = Timeouts().inspect
+        problem = check_signature(*signed, statement.principal, allowed_signers, timeout=bound)
+    _show_statement(statement)
+    click.echo(f"signature: {problem or f'holds, of {statement.principal}'}")
+    sys.exit(1 if problem else 0)
 
 
 @main.command()
@@ -73,29 +117,41 @@ def doctor(repo: str, branch: str, gate_revision: str | None, gate_config: Path 
         click.echo(f"hook     {run.hook.path}")
 
 
-def _promote_targets(run: GateRun, repo: str) -> Iterator[tuple[Target, HookReport]]:
+def _promote_targets(run: GateRun, repo: str, verdict_file: Path | None) -> Iterator[tuple[Target, HookReport]]:
     """Promote the targets of a repo in turn, up to the first that is not promoted."""
-    for target in _targets(run, repo):
-        report = _promote_target(run, target)
+    from pytest_imagefresh.core.errors import ConfigError
+
+    targets = _targets(run, repo)
+    if verdict_file is not None and len(targets) != 1:
+        raise ConfigError(f"--verdict: expected a repo with one target, observed {len(targets)}; leave it out")
+    for target in targets:
+        report = _promote_target(run, target, verdict_file)
         yield target, report
         if not report.ok:
             return
 
 
-def _promote_target(run: GateRun, target: Target) -> HookReport:
+def _promote_target(run: GateRun, target: Target, verdict_file: Path | None) -> HookReport:
     """Promote one target. Raises Refused where no complete gate proved an image of the validated revision."""
-    from pytest_imagefresh.adapters.records import find_proven_image
+    from pytest_imagefresh.adapters.records import VERDICT, find_proven, read_verdict
     from pytest_imagefresh.core.errors import Refused
+    from pytest_imagefresh.core.statement import pack_verdict, parse_statement
     from pytest_imagefresh.run import TargetRun
 
     revision = run.anchor(target.repo).revision
-    image = find_proven_image(run.rootdir, target.repo, target.name, revision)
-    if image is None:
-        raise Refused(
-            f"no complete gate of {target.name} at {revision}; "
-            f"run: pytest gates/ --repo {target.repo} --branch {run.branch}"
-        )
-    return TargetRun(run, target).promote(image)
+    again = f"run: pytest gates/ --repo {target.repo} --branch {run.branch}"
+    if verdict_file is not None:
+        signed = read_verdict(verdict_file)
+        if signed is None:
+            raise Refused(f"no verdict at {verdict_file}, expected one of {target.name} at {revision}; {again}")
+        return TargetRun(run, target).promote(parse_statement(signed[0]).image_id, pack_verdict(*signed))
+    proven = find_proven(run.rootdir, target.repo, target.name, revision)
+    if proven is None:
+        raise Refused(f"no complete gate of {target.name} at {revision}; {again}")
+    signed = read_verdict(proven.folder / VERDICT)
+    if signed is None and run.settings.signing is not None:
+        raise Refused(f"no verdict in {proven.folder}, expected one, since the settings have [signing]; {again}")
+    return TargetRun(run, target).promote(proven.image_id, pack_verdict(*signed) if signed else "")
 
 
 def _targets(run: GateRun, repo: str) -> tuple[Target, ...]:
@@ -133,6 +189,27 @@ def _told_in_one_line() -> Iterator[None]:
     except ImagefreshError as error:
         click.echo(f"imagefresh: {error}", err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 11 if isinstance(error, EvidenceError) else 1)
+
+
+def _show_statement(statement: Statement) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("what", "says", title="verdict of a complete gate")
+    rows = {
+        "image": statement.image_id,
+        "commit": f"{statement.revision} of {statement.repo}",
+        "for": f"{statement.prod_image}, service {statement.prod_service}, port {statement.prod_port}",
+        "engine": statement.engine_id,
+        "production ran": statement.prod_runs or "nothing",
+        "compose SHA-256": statement.compose_sha256,
+        "gate run": statement.run_id,
+        "time": statement.time,
+        "by": statement.principal,
+    }
+    for what, says in rows.items():
+        table.add_row(what, str(says), end_section=what == "for")
+    Console().print(table)
 
 
 def _show_reports(reports: list[tuple[Target, HookReport]]) -> None:

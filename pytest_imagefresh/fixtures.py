@@ -107,6 +107,7 @@ def lease(
 def production_before(target_run: TargetRun, lease: Lease | None) -> Production:  # noqa: ARG001
     """Production as it was before this run changed anything."""
     target_run.facts["engine_id"] = target_run.run.engine.id
+    target_run.facts["prod_runs"] = target_run.production_before.runs
     return target_run.production_before
 
 

@@ -351,6 +351,14 @@ class TargetRun:
             variables["SOURCE_IMAGE"] = source_image
         return self._call("--verify", variables, _look_bound(self.settings))
 
+    def verify_verdict(self, image_id: ImageId, verdict: str) -> HookReport:
+        """Ask the hook whether it would promote the proven image with this verdict; nothing changes.
+
+        It needs no lease: the gate is over.
+        """
+        variables = {**self._promotion(self.anchor.revision.hex, image_id, verdict), "SOURCE_IMAGE": image_id.digest}
+        return self.run.hook.call("--verify", variables, timeout=_look_bound(self.settings))
+
     def self_test(self) -> HookReport:
         """Let the installed hook prove on its host that it refuses what it must refuse."""
         variables = self_test_variables(self.target, self.settings, run_id=self.run.run_id)
@@ -360,9 +368,9 @@ class TargetRun:
         """Return how long the lease has been held."""
         return self.lease.tenure(timeout=self.settings.timeouts.inspect)
 
-    def promote(self, expected_image: ImageId) -> HookReport:
-        """Promote the proven image of the validated revision to production."""
-        variables = self._promotion(self.anchor.revision.hex, expected_image)
+    def promote(self, expected_image: ImageId, verdict: str = "") -> HookReport:
+        """Promote the proven image of the validated revision to production; `verdict` is a packed one, "" for none."""
+        variables = self._promotion(self.anchor.revision.hex, expected_image, verdict)
         return self._call("--promote", variables, _build_bound(self.settings))
 
     def tap_records(self) -> list[dict[str, str]]:
@@ -437,13 +445,14 @@ class TargetRun:
         self.facts["compose"] = self.run.mask(self.compose.sentence())
         self.facts["compose_sha256"] = self.compose.sha256 or "unknown"
 
-    def _promotion(self, expected_revision: str, expected_image: ImageId | None) -> dict[str, str]:
+    def _promotion(self, expected_revision: str, expected_image: ImageId | None, verdict: str = "") -> dict[str, str]:
         return promotion_variables(
             self.target,
             self.settings,
             run_id=self.run.run_id,
             expected_revision=expected_revision,
             expected_image=expected_image,
+            verdict=verdict,
         )
 
     def _call(self, mode: str, variables: dict[str, str], bound: float, stdin: Sent = b"") -> HookReport:

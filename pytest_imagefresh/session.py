@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_imagefresh import docker_fixtures, evidence, fixtures, junit, summary, workers
+from pytest_imagefresh import docker_fixtures, evidence, fixtures, junit, summary, verdicts, workers
 from pytest_imagefresh.adapters import records
 from pytest_imagefresh.adapters.configuration import load_configuration
 from pytest_imagefresh.core.chain import ORDER, ExitStatus, Ledger, Link, Outcome, Proof, exit_status
@@ -19,7 +19,7 @@ from pytest_imagefresh.core.errors import ConfigError, EvidenceError, Imagefresh
 from pytest_imagefresh.core.identity import RepoName
 from pytest_imagefresh.core.inventory import shadowed
 from pytest_imagefresh.core.layers import Configuration
-from pytest_imagefresh.core.settings import Target, applies, targets_for
+from pytest_imagefresh.core.settings import Signing, Target, applies, targets_for
 from pytest_imagefresh.gate_items import (
     bears_gate_mark,
     declared_in,
@@ -47,6 +47,8 @@ def start(config: pytest.Config, asked: Namespace) -> GateSession:
     """
     try:
         session = GateSession(config, asked)
+        if session.targets and not session.partial and not workers.is_worker(config):
+            verdicts.check_signing(session.configuration.settings)
     except ConfigError as error:
         raise pytest.UsageError(f"imagefresh: {error}") from error
     config.pluginmanager.register(session, "imagefresh-session")
@@ -302,13 +304,51 @@ class GateSession:
             sys.stderr.write("imagefresh: INCOMPLETE: the session never came to its end\n")
             status = status or ExitStatus.INCOMPLETE
         final = self.final_status or status
-        if final == 0 and not self.partial:
-            final = self._keep_records(final, complete=True)
-            # One record that could not be written takes back those that were.
-            final = self._keep_records(final, complete=False) if final else final
+        try:
+            if final == 0 and not self.partial:
+                final = self._issue()
+        finally:
+            self.run.close()
         if final:
             self.withdraw_report()
         return final
+
+    def _issue(self) -> int:
+        """Issue verdicts, where they are signed, and the records of a complete gate: for all targets, or for none."""
+        status = 1
+        try:
+            status = self._issue_verdicts() or self._keep_records(0, complete=True)
+        finally:
+            if status:
+                for target in self.targets:
+                    records.remove_verdict(self.evidence(target))
+                # One record that could not be written takes back those that were.
+                self._keep_records(status, complete=False)
+        return status
+
+    def _issue_verdicts(self) -> int:
+        signing = self.configuration.settings.signing
+        if signing is None:
+            return 0
+        try:
+            issued = [(target, self._verdict_files(target, signing)) for target in self.targets]
+        except ImagefreshError as error:
+            unknown = isinstance(error, EvidenceError)
+            self._say(f"{'COULD NOT FIND OUT' if unknown else 'REFUSED'}: {self.run.mask(str(error))}")
+            return ExitStatus.UNKNOWN if unknown else ExitStatus.REFUSED
+        written = [
+            self._write(self.evidence(target), name, text) for target, files in issued for name, text in files.items()
+        ]
+        return 0 if all(written) else ExitStatus.UNKNOWN
+
+    def _verdict_files(self, target: Target, signing: Signing) -> dict[str, str]:
+        return verdicts.issue(
+            self.target_run(target),
+            signing,
+            self.ledger.facts.get(target.name, {}),
+            tests={name: outcome.value for name, outcome in self.ledger.outcomes.items()},
+            settings_file=evidence.settings_file(self.configuration, self.run.mask),
+        )
 
     def withdraw_report(self) -> None:
         """Remove a JUnit report that says yes: for a session that ends worse than it looked when that was written."""
@@ -411,8 +451,9 @@ class GateSession:
             summary.show_end(terminalreporter, self.ledger, self._decide(int(exitstatus)), partial=self.partial)
 
     def pytest_unconfigure(self) -> None:
-        """End the connection to the host."""
-        self.run.close()
+        """End the connection to the host, unless a verdict is still to be asked for over it."""
+        if workers.is_worker(self.config) or self.final_status != 0 or self.partial:
+            self.run.close()
 
 
 def _make_run(config: pytest.Config, configuration: Configuration, progress: TerminalProgress) -> GateRun:

@@ -5,6 +5,7 @@ Used where the plugin is tested and no engine is needed. The world's `faults` ma
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -32,6 +33,7 @@ from pytest_imagefresh.core.evidence import (
 )
 from pytest_imagefresh.core.identity import ContainerId, ImageId, RunId
 from pytest_imagefresh.core.settings import Prod
+from pytest_imagefresh.core.statement import parse_statement
 
 ENVIRONMENT = {"API_TOKEN": "s3cr3t-of-staging", "ROLE": "staging"}
 """Of the staging container."""
@@ -329,11 +331,28 @@ class FakeHook:
         return HookReport("--self-test", 0, True, "done", "self-tested", "all is well", cases=cases)
 
     def _verify(self, mode: str, variables: Mapping[str, str]) -> HookReport:
-        found = self.world.images[variables["SOURCE_IMAGE"]]
+        # What another worker's hook built is not in this world.
+        found = self.world.images.get(variables["SOURCE_IMAGE"]) or image(variables["EXPECTED_REVISION"])
         cause = self._cause(variables["EXPECTED_REVISION"], found)
+        if not cause and self.world.faults & {"requires-verdict", "rejects-verdict", "verdict-unknown"}:
+            return self._judge(mode, variables.get("VERDICT"), found)
         if "accepts-everything" in self.world.faults or (not cause and "refuses-everything" not in self.world.faults):
             return HookReport(mode, 0, True, "done", "", "would promote", found.revision_label, "", found.id.digest)
         return HookReport(mode, 1, False, "refused", cause or "frozen", f"refused: {cause}")
+
+    def _judge(self, mode: str, verdict: str | None, found: Image) -> HookReport:
+        """Answer as a host whose policy requires a verdict; it does not look at the signature."""
+        if verdict is None:
+            refused = HookReport(mode, 1, False, "refused", "verdict-missing", "none", image_id=found.id.digest)
+            return replace(refused, compose_sha256="c" * 64, verdict="required")
+        if "verdict-unknown" in self.world.faults:
+            raise EvidenceError("the hook could not find out: the engine does not answer")
+        said = parse_statement(base64.b64decode(verdict).partition(b"-----BEGIN")[0])
+        runs = ImageId(said.prod_runs) == self.world.images["shop-shop"].id
+        if "rejects-verdict" in self.world.faults or said.image_id != found.id or not runs:
+            return HookReport(mode, 1, False, "refused", "verdict-signature", "VERDICT: no signature of the gate")
+        done = HookReport(mode, 0, True, "done", "verified", "would promote", image_id=found.id.digest)
+        return replace(done, verdict="accepted")
 
     @staticmethod
     def _cause(expected: str, found: Image) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,18 @@ from pytest_imagefresh.core.identity import ImageId, Revision, RunId
 
 KEPT_RUNS = 20
 RECORD = "chain.json"
+VERDICT = "verdict.json"
+SIGNATURE = "verdict.json.sig"
+TEST_RESULT = "test-result.json"
+
+
+@dataclass(frozen=True)
+class Proven:
+    """What the newest complete gate of a revision proved."""
+
+    image_id: ImageId
+    folder: Path
+    """Its evidence."""
 
 
 def new_run_id() -> RunId:
@@ -48,18 +61,40 @@ def render(record: Mapping[str, Any]) -> str:
     return json.dumps(record, indent=2) + "\n"
 
 
+def read_verdict(path: Path) -> tuple[bytes, bytes] | None:
+    """Return statement and signature of a verdict, which lie beside one another; None where there is none.
+
+    Raises EvidenceError where one of them is missing or cannot be read.
+    """
+    signature = path.with_name(f"{path.name}.sig")
+    if not path.exists() and not signature.exists():
+        return None
+    try:
+        return path.read_bytes(), signature.read_bytes()
+    except OSError as error:
+        raise EvidenceError(
+            f"verdict {path}: expected it and its signature {signature.name}, observed: {error}; run the gate again"
+        ) from error
+
+
+def remove_verdict(folder: Path) -> None:
+    """Take back the verdict of a run that did not end well after all."""
+    for name in (VERDICT, SIGNATURE, TEST_RESULT):
+        (folder / name).unlink(missing_ok=True)
+
+
 def drop_old_runs(runs: Path, *, keep: int = KEPT_RUNS) -> None:
     """Remove all but the newest runs of one repo. Only folders named like a run ID are touched."""
     for path in sorted(_run_folders(runs), key=lambda path: path.name)[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def find_proven_image(rootdir: Path, repo: str, target: str, revision: Revision) -> ImageId | None:
-    """Return the image of the newest complete gate run of this revision, or None where there is none."""
+def find_proven(rootdir: Path, repo: str, target: str, revision: Revision) -> Proven | None:
+    """Return what the newest complete gate run of this revision proved, or None where there is none."""
     for folder in sorted(_run_folders(rootdir / ".imagefresh" / repo), key=lambda path: path.name, reverse=True):
         record = _read_record(folder / target / RECORD)
         if record.get("complete") is True and record.get("revision") == revision.hex and record.get("target") == target:
-            return ImageId(str(record.get("image_id")))
+            return Proven(ImageId(str(record.get("image_id"))), folder / target)
     return None
 
 

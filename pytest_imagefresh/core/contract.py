@@ -39,6 +39,24 @@ SELF_TEST = {
 }
 """Case of `--self-test` -> the cause that it must end with."""
 
+SIGNED_SELF_TEST = {
+    **SELF_TEST,
+    "unsigned": "verdict-missing",
+    "second-signature": "verdict-malformed",
+    "trailing-junk": "verdict-malformed",
+    "replayed": "verdict-used",
+    "superseded": "verdict-superseded",
+    "unkept": "verdict-ledger",
+    "wrong-key": "verdict-signature",
+    "wrong-namespace": "verdict-signature",
+    "expired": "verdict-expired",
+    "future": "verdict-future",
+    "other-production": "verdict-production-changed",
+    "other-target": "verdict-other-target",
+    "edited": "verdict-signature",
+}
+"""The same on a host whose policy requires a verdict."""
+
 _TOKEN = re.compile(r"[0-9a-f]{64}")
 _STATUS_OF_KIND = {"done": 0, "refused": 1, "usage": 2, "rolled-back": 3, "broken": 4, "unknown": 11}
 
@@ -56,6 +74,9 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
     image_id: str = ""
     container_id: str = ""
     engine_id: str = ""
+    prod_runs: str = ""
+    compose_sha256: str = ""
+    verdict: str = ""
     seconds: dict[str, float] = {}
     check_status: int | None = None
     check_output: str = ""
@@ -109,11 +130,18 @@ def staging_variables(
 
 
 def promotion_variables(
-    target: Target, settings: Settings, *, run_id: RunId, expected_revision: str, expected_image: ImageId | None
+    target: Target,
+    settings: Settings,
+    *,
+    run_id: RunId,
+    expected_revision: str,
+    expected_image: ImageId | None,
+    verdict: str = "",
 ) -> dict[str, str]:
     """Return the variables of `--verify` and `--promote`.
 
-    `expected_revision` is always passed: "" is what the hook refuses. Without `expected_image` only the revision binds.
+    `expected_revision` is always passed: "" is what the hook refuses. Without `expected_image` only the revision binds;
+    `verdict` is a packed one, "" for none.
     """
     variables = {
         **_always(target, settings, run_id),
@@ -130,6 +158,8 @@ def promotion_variables(
     }
     if expected_image is not None:
         variables["EXPECTED_IMAGE_ID"] = expected_image.digest
+    if verdict:
+        variables["VERDICT"] = verdict
     return variables
 
 
@@ -204,6 +234,9 @@ def parse_report(stdout: bytes, exit_status: int, mode: str) -> HookReport:
         image_id=line.image_id,
         container_id=line.container_id,
         engine_id=line.engine_id,
+        prod_runs=line.prod_runs,
+        compose_sha256=line.compose_sha256,
+        verdict=line.verdict,
         seconds=line.seconds,
         check=None if line.check_status is None else CheckResult(line.check_status, output),
         cases=line.cases,

@@ -161,6 +161,12 @@ class Production:
     image_id: ImageId | None
     """What the prod reference points to; None where no image bears it."""
 
+    @property
+    def runs(self) -> str:
+        """The image that production runs, or else the one that its reference names; "" where it is none or unclear."""
+        images = {each.image_id for each in self.containers} or {self.image_id} - {None}
+        return str(images.pop()) if len(images) == 1 else ""
+
 
 @dataclass(frozen=True)
 class Tenure:
@@ -190,6 +196,12 @@ class HookReport:
     image_id: str = ""
     container_id: str = ""
     engine_id: str = ""
+    prod_runs: str = ""
+    """The image ID that production runs, or else the one that its tag names."""
+    compose_sha256: str = ""
+    """SHA-256 of the compose configuration as the hook resolved it."""
+    verdict: str = ""
+    """Whether the host's policy asks for a verdict, `required` or `not required`; or `accepted`."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Elapsed time per step, in seconds."""
     cases: Mapping[str, str] = field(default_factory=dict)

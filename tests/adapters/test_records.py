@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_imagefresh.adapters.records import drop_old_runs, find_proven_image, new_run_id, run_folder, write_text
+from pytest_imagefresh.adapters.records import Proven, drop_old_runs, find_proven, new_run_id, run_folder, write_text
 from pytest_imagefresh.core.errors import EvidenceError
 from pytest_imagefresh.core.identity import ImageId, Revision, RunId
 
@@ -51,7 +51,7 @@ def test_only_the_oldest_runs_are_dropped(tmp_path: Path) -> None:
 
 
 def test_the_newest_complete_record_of_the_revision_counts(tmp_path: Path) -> None:
-    assert find_proven_image(tmp_path, "shop", "shop", REVISION) is None
+    assert find_proven(tmp_path, "shop", "shop", REVISION) is None
     record(tmp_path, 1)
     record(tmp_path, 2)
     lesser: list[dict[str, object]] = [
@@ -63,14 +63,16 @@ def test_the_newest_complete_record_of_the_revision_counts(tmp_path: Path) -> No
     ]
     for number, change in enumerate(lesser, start=3):
         record(tmp_path, number, **change)
-    assert find_proven_image(tmp_path, "shop", "shop", REVISION) == ImageId(f"sha256:{2:064x}")
+    assert find_proven(tmp_path, "shop", "shop", REVISION) == Proven(
+        ImageId(f"sha256:{2:064x}"), run_folder(tmp_path, "shop", run_id(2)) / "shop"
+    )
 
 
 def test_a_record_that_cannot_be_read_is_no_answer(tmp_path: Path) -> None:
     record(tmp_path, 1)
     write_text(run_folder(tmp_path, "shop", run_id(2)) / "shop", "chain.json", "{")
     with pytest.raises(EvidenceError, match="cannot be read"):
-        find_proven_image(tmp_path, "shop", "shop", REVISION)
+        find_proven(tmp_path, "shop", "shop", REVISION)
 
 
 def test_run_ids_differ() -> None:
