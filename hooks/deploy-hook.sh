@@ -105,6 +105,9 @@ reset_state() {
   PREVIOUS_ID='' PREVIOUS_TAG_ID='' PIN_FILE='' PIN_TEXT='' COMMITTED='' TAGGING=''
   SEEN_ID='' SEEN_REVISION='' CHECK_COMMAND=() BUILD_ITEMS=() LFS_PATHS=() CHILD_ENV=()
   LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' MOVED='' AGAIN=''
+  # Of the audit: who asks (the fingerprint of a key, where there is one), what could not be written, and 1 in a case of
+  # --self-test, which decides nothing.
+  WHO='' UNRECORDED='' REHEARSAL='' STATE=''
 }
 
 # --- Speaking --------------------------------------------------------------------------------------------------------
@@ -223,7 +226,8 @@ conclude() {
   [[ "${status}" == 0 ]] || say "$1: $3"
   end_step
   tidy_up_engine
-  print_result "$@"
+  audit "$@"
+  print_result "$1" "$2" "$3${UNRECORDED}"
   tidy_up_files
   exit "${status}"
 }
@@ -384,6 +388,114 @@ milliseconds() {
 
 pause() {
   sleep "$1" || :
+}
+
+# --- Audit -----------------------------------------------------------------------------------------------------------
+
+# Every decision leaves a line in the system log, and in the history of its compose folder where it is about a change of
+# something. Usage errors decide nothing, and their COMPOSE_DIR is not to be believed: they only reach the log.
+# Below a folder that never was a state folder nothing is made: a caller must not choose where files appear.
+
+# Leave the traces of a decision: KIND CAUSE REASON. Never ends the run.
+audit() {
+  local priority=notice
+  [[ -z "${REHEARSAL}" ]] || return 0
+  case "${MODE}" in
+    --build-staging | --promote) ;;
+    --verify | --self-test) priority=info ;;
+    *) return 0 ;;
+  esac
+  [[ "$1" == 'done' ]] || priority=warning
+  identify
+  one_line "$3"
+  write_log "user.${priority}" "$1" "$2" "${REPLY}"
+  case "${MODE}:$1" in
+    --verify:* | --self-test:* | *:usage) ;;
+    *) write_history "$1" "$2" "${REPLY}" ;;
+  esac
+}
+
+# Leave in WHO who asks. Nothing of it comes from the environment.
+identify() {
+  local uid name
+  [[ -z "${WHO}" ]] || return 0
+  uid=$(id -u 2>/dev/null) || uid='unknown' # not EUID: a caller who exports one makes bash forget its own
+  name=$(id -un 2>/dev/null) || name=''
+  WHO="uid:${uid}${name:+"(${name})"}"
+}
+
+# Leave the name of the service that this mode is about in REPLY.
+name_service() {
+  REPLY=${PROD_SERVICE-}
+  [[ "${MODE}" != --build-staging ]] || REPLY=${TARGET_SERVICE-}
+}
+
+# PRIORITY KIND CAUSE REASON. Without logger, and without anybody who takes its lines, there is just none. Keeps REPLY.
+write_log() {
+  local reason=$4 line
+  type -P logger >/dev/null || return 0
+  name_service
+  line="${MODE} $2 $3 who=${WHO} run=${RUN_ID-} repo=${REPO-} service=${REPLY} revision=${REVISION} image=${IMAGE_ID}"
+  line+=" previous=${PREVIOUS_ID}: ${reason}"
+  run_child 5 env "PATH=${SAFE_PATH}" logger -t imagefresh -p "$1" -- "${line//[[:cntrl:]]/ }" >/dev/null 2>&1 9>&-
+  REPLY=${reason}
+}
+
+# KIND CAUSE REASON. What cannot be written is told loudly, and changes nothing of what was decided.
+write_history() {
+  local line last
+  [[ -n "${STATE}" && -d "${STATE}" ]] || return 0
+  history_entry "$@"
+  line=${REPLY}
+  touch_history
+  if [[ -n "${REPLY}" ]]; then
+    last=$(tail -c 1 -- "${REPLY}" 2>/dev/null && printf .) || last='.'
+    [[ "${last}" == . || "${last}" == *$'\n'. ]] || line=$'\n'"${line}" # after one that a full disk cut off
+    # One write of less than PIPE_BUF bytes to a file opened for appending: entries of two runs never mix.
+    { printf '%s\n' "${line}" >>"${REPLY}"; } 2>/dev/null || REPLY=''
+    keep_history
+  fi
+  [[ -z "${REPLY}" ]] || return 0
+  UNRECORDED="; AND THIS IS NOT IN THE HISTORY: ${STATE}/history could not be written"
+  say "WARNING: ${STATE}/history could not be written: this decision is missing in it"
+}
+
+# Leave one entry in REPLY: KIND CAUSE REASON. The order of the keys is fixed: --status finds promotions by it.
+history_entry() {
+  local line='' pair time
+  time=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+  name_service
+  for pair in "time=${time}" "mode=${MODE}" "kind=$1" "cause=$2" "run_id=${RUN_ID-}" "repo=${REPO-}" "who=${WHO}" \
+    "service=${REPLY}" "revision=${REVISION}" "image_id=${IMAGE_ID}" "previous=${PREVIOUS_ID}" "reason=$3"; do
+    json_pair "${pair%%=*}" "${pair#*=}"
+    line+=",${REPLY}"
+  done
+  REPLY="{${line#,}}"
+}
+
+# Make the history where there is none. Leaves its path in REPLY, "" unless it is a file of this user's own alone.
+touch_history() {
+  REPLY="${STATE}/history"
+  if [[ -L "${REPLY}" || ! -O "${STATE}" ]] || [[ -e "${REPLY}" && ! (-f "${REPLY}" && -O "${REPLY}") ]]; then
+    REPLY=''
+  else
+    { : >>"${REPLY}" && chmod 0600 -- "${REPLY}"; } 2>/dev/null || REPLY=''
+  fi
+}
+
+# What production became must survive a host that loses power. Keeps REPLY, "" where it does not.
+keep_history() {
+  [[ -n "${REPLY}" && "${MODE}" != --build-staging ]] || return 0
+  run_child 10 env "PATH=${SAFE_PATH}" sync -- "${REPLY}" >/dev/null 2>&1 9>&-
+  [[ "${STATUS}" == 0 ]] || REPLY=''
+}
+
+# Stop unless the history can take an entry, before production changes.
+open_history() {
+  touch_history
+  [[ -n "${REPLY}" ]] ||
+    refuse state-unsafe "${STATE}/history: expected a file of this user that the hook can append to, observed none" \
+      'correct or remove it'
 }
 
 # --- The caller's variables ------------------------------------------------------------------------------------------
@@ -1975,7 +2087,7 @@ try_case() {
   for pair in "$@"; do
     printf -v "${pair%%=*}" '%s' "${pair#*=}" # names of our own
   done
-  MODE=--verify STEP='' STEP_TIMES='' SCRATCH=() CASES=() WORK="${WORK}/${name}"
+  MODE=--verify STEP='' STEP_TIMES='' SCRATCH=() CASES=() REHEARSAL=1 WORK="${WORK}/${name}"
   mkdir -- "${WORK}"
   set_traps
   exec 3>"${WORK}.json" 4>/dev/null
@@ -2162,6 +2274,7 @@ promote() {
   decide
   read_previous
   record_promoted
+  open_history
   [[ -z "${PROD_PIN}" ]] || draft_pin
   keep_previous
   say "production changes from here on, whether or not the caller stays" # one who is gone already ends the run here
