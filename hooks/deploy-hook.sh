@@ -32,6 +32,7 @@ readonly STAGING_VARIABLES='GIT_SHA BUILD_CONTEXT BUILD_SUBDIR BUILD_DOCKERFILE 
   STAGING_CHECK_MODE BUILD_TIMEOUT CHECK_TIMEOUT'
 readonly PROMOTION_VARIABLES='SOURCE_IMAGE EXPECTED_REVISION EXPECTED_IMAGE_ID PROD_IMAGE PROD_SERVICE PROD_PORT
   PROD_PROFILE PROD_PIN'
+readonly OPERATION_VARIABLES='REASON HISTORY_LIMIT'
 
 # What is looked at of a container, a line each.
 # shellcheck disable=SC2016 # the engine's template variables, not ours
@@ -58,28 +59,39 @@ readonly REFERENCE_PATTERN="(${DOMAIN}/)?${PATH_COMPONENT}(/${PATH_COMPONENT})*(
 readonly UTF8_1=$'[ -~]+|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}'
 readonly UTF8_2=$'\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}'
 readonly UTF8_3=$'[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2}'
+# One entry of the history, as `history_entry` writes it.
+readonly ENTRY_PATTERN='^\{"time":"[0-9TZ:-]+"(,"[a-z_]+":"([^"\[:cntrl:]]|\\["\])*")+\}$'
 readonly UTF8_PATTERN="^(${UTF8_1}|${UTF8_2}|${UTF8_3})"
 
 usage() {
   cat <<'TEXT'
-usage: deploy-hook.sh --build-staging | --verify | --promote | --lease | --self-test | --contract | --help
+usage: deploy-hook.sh --build-staging | --verify | --promote | --lease | --self-test | --status | --history
+                      | --freeze | --unfreeze | --contract | --help
 
   --build-staging  build GIT_SHA, recreate staging from it, wait for health, run the staging check
   --verify         every check of --promote; changes nothing
   --promote        verify, recreate production from the image ID, tag last; also without an argument
   --lease          hold the lock for a whole run, as long as a line arrives on standard input every 5 s
   --self-test      prove with scratch images that --verify refuses what it must refuse, and accepts what is right
+  --status         tell what runs in production and staging, whether it was proven, and whether production is frozen
+  --history        tell the last decisions in this compose folder
+  --freeze         let --verify and --promote refuse from now on, for a reason
+  --unfreeze       end that
   --contract       print the version of this contract
   --help           print this text
 
 Everything else comes in variables:
-  always     REPO RUN_ID COMPOSE_DIR [LEASE], and but for --lease HEALTH_PATH HEALTH_TIMEOUT SETTLE
+  always     REPO RUN_ID COMPOSE_DIR [LEASE]
+  to run or judge an image  HEALTH_PATH HEALTH_TIMEOUT SETTLE
   staging    GIT_SHA BUILD_CONTEXT [BUILD_SUBDIR BUILD_DOCKERFILE BUILD_TARGET BUILD_ARGS] TARGET_IMAGE TARGET_SERVICE
              TARGET_PORT COMPOSE_PROFILE STAGING_CONTAINER STAGING_CHECK_COMMAND or STAGING_CHECK_PATH
              [STAGING_CHECK_MODE] BUILD_TIMEOUT CHECK_TIMEOUT [PROD_IMAGE PROD_SERVICE PROD_PORT]
   promotion  SOURCE_IMAGE [EXPECTED_REVISION EXPECTED_IMAGE_ID] PROD_IMAGE PROD_SERVICE PROD_PORT
              [PROD_PROFILE PROD_PIN]
   self-test  as promotion, without SOURCE_IMAGE, EXPECTED_REVISION and EXPECTED_IMAGE_ID
+  status     PROD_IMAGE PROD_SERVICE PROD_PORT [PROD_PROFILE PROD_PIN] [TARGET_IMAGE TARGET_SERVICE]
+  history    [HISTORY_LIMIT]
+  freeze     REASON: base64 of a text, a NUL byte after it
 With BUILD_CONTEXT=- standard input brings the commit as one pack of git.
 
 exit 0 done, 1 refused, 2 wrong usage, 3 rolled back, 4 production needs a person, 11 could not find out
@@ -108,6 +120,8 @@ reset_state() {
   # Of the audit: who asks (the fingerprint of a key, where there is one), what could not be written, and 1 in a case of
   # --self-test, which decides nothing.
   WHO='' UNRECORDED='' REHEARSAL='' STATE=''
+  # Of --history and --status: what goes into the JSON line; who froze production and why; the last promotion.
+  ENTRIES='' SITUATION='' FROZEN_FILE='' FROZEN='' REASON_TEXT='' LAST_PROMOTION=''
 }
 
 # --- Speaking --------------------------------------------------------------------------------------------------------
@@ -184,6 +198,7 @@ print_result() {
   done
   [[ ! -f "${CHECK_FILE}" ]] || output=$(head -c "${OUTPUT_LIMIT}" <"${CHECK_FILE}" | base64 -w 0)
   line+=",\"seconds\":{${STEP_TIMES}},\"check_status\":${CHECK_STATUS:-null},\"check_output\":\"${output}\""
+  line+=",\"history\":[${ENTRIES}],\"status\":{${SITUATION}}"
   line+=",\"cases\":{${CASE_RESULTS}}}"
   printf '%s\n' "${line}" >&3 2>/dev/null
 }
@@ -401,7 +416,7 @@ audit() {
   local priority=notice
   [[ -z "${REHEARSAL}" ]] || return 0
   case "${MODE}" in
-    --build-staging | --promote) ;;
+    --build-staging | --promote | --freeze | --unfreeze) ;;
     --verify | --self-test) priority=info ;;
     *) return 0 ;;
   esac
@@ -505,7 +520,7 @@ clean_environment() {
   local name names
   names=$(compgen -e)
   for name in ${names}; do
-    case " ${COMMON_VARIABLES} ${STAGING_VARIABLES//$'\n'/ } ${PROMOTION_VARIABLES//$'\n'/ } " in
+    case " ${COMMON_VARIABLES} ${STAGING_VARIABLES//$'\n'/ } ${PROMOTION_VARIABLES//$'\n'/ } ${OPERATION_VARIABLES} " in
       *" ${name} "*) export -n "${name?}" ;;
       *) unset -v "${name}" 2>/dev/null || export -n "${name?}" ;; # read-only ones cannot be unset
     esac
@@ -598,6 +613,7 @@ read_common_variables() {
   need COMPOSE_DIR '/[^[:cntrl:]]*' "the absolute path of the compose file's folder"
   [[ -d "${COMPOSE_DIR}" ]] || malformed COMPOSE_DIR 'a folder that exists on this host'
   STATE="${COMPOSE_DIR}/.imagefresh"
+  FROZEN_FILE="${STATE}/frozen"
   # Set but empty is a lost value, never "no lease": the caller would wait for himself.
   [[ -z "${LEASE+set}" ]] || need LEASE "${HEX64}" 'the token that --lease printed'
 }
@@ -682,6 +698,10 @@ read_promotion_variables() {
     # Without a tag, a hexadecimal name could be read as the start of an ID.
     [[ "${SOURCE_IMAGE##*/}" == *:* ]] || SOURCE_IMAGE+=:latest
   fi
+  read_production_variables
+}
+
+read_production_variables() {
   need_reference PROD_IMAGE
   need_service PROD_SERVICE
   need_port PROD_PORT
@@ -2003,6 +2023,7 @@ decide() {
   check_candidate
   check_production
   [[ -z "${PROD_PIN}" ]] || read_pin_file
+  refuse_frozen # last: a gate must learn whether its image is right while production is frozen
 }
 
 verify() {
@@ -2066,6 +2087,8 @@ start_cases() {
   start_case unlabelled revision-missing "SOURCE_IMAGE=${UNLABELLED}" "EXPECTED_IMAGE_ID=${UNLABELLED}"
   start_case unlabelled-and-empty revision-empty "SOURCE_IMAGE=${UNLABELLED}" EXPECTED_REVISION= \
     "EXPECTED_IMAGE_ID=${UNLABELLED}"
+  printf '%s %s %s\n' now self-test 'to be refused' >"${WORK}/frozen.line"
+  start_case frozen frozen "FROZEN_FILE=${WORK}/frozen.line"
   start_case missing-image image-missing "SOURCE_IMAGE=$1-missing"
   start_case missing-image-id image-missing "SOURCE_IMAGE=sha256:${revision}${revision:0:24}"
 }
@@ -2084,6 +2107,7 @@ try_case() {
   shift
   unset -v LEASE
   SOURCE_IMAGE=${LABELLED} EXPECTED_REVISION=${TEST_REVISION} EXPECTED_IMAGE_ID=${LABELLED}
+  FROZEN_FILE="${WORK}/not-frozen" # whether production is frozen just now is not what is tested
   for pair in "$@"; do
     printf -v "${pair%%=*}" '%s' "${pair#*=}" # names of our own
   done
@@ -2289,6 +2313,255 @@ promote() {
   conclude 'done' promoted "production runs ${IMAGE_ID}"
 }
 
+# --- Freezing --------------------------------------------------------------------------------------------------------
+
+# A file in the state folder: since when, who, why. While it is there nothing is promoted from this compose folder.
+
+# Leave in FROZEN since when production is frozen, by whom and why, with a blank between; "" where it is not.
+# Whatever lies there freezes, whether or not it can be read.
+read_frozen() {
+  local line=''
+  FROZEN=''
+  [[ ! -d "${STATE}" || -x "${STATE}" ]] ||
+    cannot_tell state-unsafe "${STATE}: expected to see whether production is frozen, observed a folder of another user" \
+      "run the hook as its owner"
+  [[ -e "${FROZEN_FILE}" || -L "${FROZEN_FILE}" ]] || return 0
+  [[ ! -f "${FROZEN_FILE}" ]] || IFS= read -r line <"${FROZEN_FILE}" || :
+  [[ "${line}" == *' '*' '* ]] || line='unknown unknown it does not say why'
+  keep_utf8 "${line:0:1000}"
+  FROZEN=${REPLY}
+}
+
+# Leave in REPLY what people are told of FROZEN.
+frozen_words() {
+  local words=${FROZEN#* }
+  REPLY="since ${FROZEN%% *} by ${words%% *}: ${words#* }"
+}
+
+refuse_frozen() {
+  read_frozen
+  [[ -n "${FROZEN}" ]] || return 0
+  frozen_words
+  refuse frozen "production: expected it not to be frozen, observed that it is, ${REPLY}" "ask them, then --unfreeze it"
+}
+
+# Leave the text of REASON in REASON_TEXT: one line, secrets masked.
+read_reason() {
+  need REASON '[A-Za-z0-9+/]+=*' 'base64 of a text, a NUL byte after it'
+  decode_items REASON 'base64 of a text, a NUL byte after it'
+  one_line "${ITEMS[0]}"
+  keep_utf8 "${REPLY}"
+  REASON_TEXT=${REPLY}
+  [[ "${#ITEMS[@]}" == 1 && "${REASON_TEXT}" == *[![:space:]]* ]] || malformed REASON 'one text that is not empty'
+}
+
+# In force at once, for every decision from now on; done when nothing that decided before can be under way any more.
+freeze() {
+  local before
+  read_reason
+  require_tools
+  identify
+  open_state
+  read_frozen
+  before=${FROZEN}
+  write_frozen
+  say 'frozen from now on; waiting for whoever may have decided before'
+  take_lock "${PROMOTE_WAIT}"
+  write_frozen # one that was ending an older freeze may have taken it along
+  FROZEN=${before}
+  frozen_words
+  conclude 'done' frozen "production is frozen: ${REASON_TEXT}${before:+; it was already, ${REPLY}}"
+}
+
+# Freeze unless production is frozen already.
+write_frozen() {
+  local draft="${FROZEN_FILE}.${RUN_ID}" since
+  read_frozen
+  [[ -z "${FROZEN}" ]] || return 0
+  since=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+  { printf '%s %s %s\n' "${since}" "${WHO// /_}" "${REASON_TEXT}" >"${draft}" && mv -f -- "${draft}" "${FROZEN_FILE}" &&
+    sync -- "${STATE}"; } 2>/dev/null ||
+    refuse state-unsafe "${FROZEN_FILE}: expected to write it, observed no success" "look for free space and its mode"
+}
+
+unfreeze() {
+  require_tools
+  take_lock "${PROMOTE_WAIT}"
+  read_frozen
+  [[ -n "${FROZEN}" ]] || conclude 'done' unfrozen 'production was not frozen'
+  rm -f -- "${FROZEN_FILE}" 2>/dev/null ||
+    refuse state-unsafe "${FROZEN_FILE}: expected to remove it, observed no success" "remove it by hand"
+  frozen_words
+  conclude 'done' unfrozen "production may be promoted again; it was frozen ${REPLY}"
+}
+
+# --- Looking back ----------------------------------------------------------------------------------------------------
+
+# Tell the last entries of the history, the newest last. What is no entry is counted, and told to people alone.
+tell_history() {
+  local lines=() line odd=0 count=0
+  : "${HISTORY_LIMIT=100}"
+  need HISTORY_LIMIT '[1-9][0-9]{0,2}|1000' 'a number from 1 to 1000'
+  find_history
+  [[ "${#FOUND[@]}" == 0 ]] || REPLY=$(cat -- "${FOUND[@]}" | tail -n "${HISTORY_LIMIT}") || cannot_read_history
+  [[ -z "${REPLY}" ]] || mapfile -t lines <<<"${REPLY}"
+  for line in "${lines[@]}"; do
+    if [[ "${line}" =~ ${ENTRY_PATTERN} ]]; then
+      ENTRIES+=${ENTRIES:+,}${line}
+      count=$((count + 1))
+    elif [[ -n "${line}" ]]; then
+      odd=$((odd + 1))
+    fi
+  done
+  [[ "${odd}" == 0 ]] || say "warning: ${odd} lines of ${STATE}/history are no entries"
+  conclude 'done' history "the last ${count} decisions in ${COMPOSE_DIR}"
+}
+
+# Leave in FOUND the file that was rotated away last and the present one, as far as they are there; REPLY is empty.
+find_history() {
+  local file
+  FOUND=() REPLY=''
+  [[ ! -d "${STATE}" || -x "${STATE}" ]] || cannot_read_history
+  for file in "${STATE}/history.1" "${STATE}/history"; do
+    [[ ! -e "${file}" || -r "${file}" ]] || cannot_read_history
+    [[ ! -f "${file}" ]] || FOUND+=("${file}")
+  done
+}
+
+cannot_read_history() {
+  cannot_tell state-unsafe "${STATE}/history: expected to read it, observed no success" "run the hook as its owner"
+}
+
+# Leave the newest entry of a promotion of PROD_SERVICE that ended well in LAST_PROMOTION, "" where there is none.
+# Quotes inside a text are escaped, so that no reason can look like these keys.
+read_last_promotion() {
+  local done_pattern='^\{"time":"[0-9TZ:-]+","mode":"--(promote|break-glass)","kind":"done",'
+  LAST_PROMOTION=''
+  find_history
+  [[ "${#FOUND[@]}" != 0 ]] || return 0
+  LAST_PROMOTION=$(grep -ahE "${done_pattern}" -- "${FOUND[@]}" |
+    grep -aF ",\"service\":\"${PROD_SERVICE}\",\"revision\":" | tail -n 1) || LAST_PROMOTION=''
+  [[ "${LAST_PROMOTION}" =~ ${ENTRY_PATTERN} ]] || LAST_PROMOTION=''
+}
+
+# Tell what runs, whether it is what was promoted last, and whether production is frozen.
+tell_status() {
+  local runs
+  read_status_variables
+  prepare_host
+  step status 'looking at production and staging'
+  resolve_compose
+  describe_service "${PROD_SERVICE}"
+  SITUATION="\"production\":[${REPLY}]"
+  runs=${RUNNING}
+  REPLY=''
+  [[ -z "${TARGET_SERVICE}" ]] || describe_service "${TARGET_SERVICE}"
+  SITUATION+=",\"staging\":[${REPLY}]"
+  describe_tags
+  describe_proof "${runs}"
+  describe_freeze
+  conclude 'done' status "${REPLY}"
+}
+
+read_status_variables() {
+  read_production_variables
+  : "${TARGET_IMAGE=}"
+  [[ -z "${TARGET_IMAGE}" ]] || need_reference TARGET_IMAGE
+  may_have TARGET_SERVICE "${NAME_PATTERN}" 'the name of a compose service, or nothing'
+}
+
+# Append a pair to SITUATION: KEY TEXT.
+situate() {
+  json_pair "$1" "$2"
+  SITUATION+=",${REPLY}"
+}
+
+# Leave in REPLY what every container of a service is, and in RUNNING the image IDs of those that run: SERVICE.
+describe_service() {
+  local id list='' ids=()
+  RUNNING=''
+  find_containers "$1"
+  ids=("${FOUND[@]}")
+  for id in "${ids[@]}"; do
+    read_container "${id}"
+    [[ -n "${SEEN[image]-}" ]] || continue # gone since
+    [[ "${SEEN[status]}" != running ]] || RUNNING+="${RUNNING:+ }${SEEN[image]}"
+    describe_container "$1"
+    list+=${list:+,}${REPLY}
+  done
+  REPLY=${list}
+}
+
+# SERVICE. Its revision is the one of the image, never what the container itself says.
+describe_container() {
+  local line='' pair revision=''
+  read_image "${SEEN[image]}"
+  [[ ! "${SEEN_REVISION}" =~ ^\"(${HEX40})\"$ ]] || revision=${BASH_REMATCH[1]}
+  for pair in "service=$1" "container_id=${SEEN[id]}" "name=${SEEN[name]#/}" "image_id=${SEEN[image]}" \
+    "state=${SEEN[status]}" "health=${SEEN[health]}" "since=${SEEN[started]}" "revision=${revision}"; do
+    json_pair "${pair%%=*}" "${pair#*=}"
+    line+=",${REPLY}"
+  done
+  REPLY="{${line#,}}"
+}
+
+# What the names of production and staging point to now.
+describe_tags() {
+  local repository=${PROD_IMAGE} pair
+  [[ "${repository##*/}" != *:* ]] || repository=${repository%:*}
+  for pair in "prod_tag=${PROD_IMAGE}" "previous_tag=${repository}:imagefresh-previous" "staging_tag=${TARGET_IMAGE}"; do
+    SEEN_ID=''
+    [[ -z "${pair#*=}" ]] || read_image "${pair#*=}"
+    situate "${pair%%=*}" "${SEEN_ID}"
+  done
+}
+
+# Is what production runs what was promoted last, and was that proven? RUNNING IMAGES
+describe_proof() {
+  local promoted='' verified=false words break_glass=''
+  read_last_promotion
+  [[ ! "${LAST_PROMOTION}" =~ ,\"image_id\":\"(${IMAGE_ID_PATTERN})\", ]] || promoted=${BASH_REMATCH[1]}
+  if [[ -z "$1" ]]; then
+    words='production does not run'
+  elif [[ -z "${promoted}" ]]; then
+    words="production runs $1, and the history knows of no promotion of ${PROD_SERVICE}"
+  elif [[ "$1" != "${promoted}" ]]; then
+    words="production runs $1, but ${promoted} was promoted last"
+  elif [[ "${LAST_PROMOTION}" == *'"mode":"--break-glass",'* ]]; then
+    words="production runs ${promoted}, which nothing has proven"
+  else
+    verified=true words="production runs ${promoted}, as promoted"
+  fi
+  if [[ "${LAST_PROMOTION}" == *'"mode":"--break-glass",'* ]]; then
+    break_glass='production was promoted by break-glass, past every proof; the next regular promotion ends that'
+    say "WARNING: ${break_glass}"
+  fi
+  SITUATION+=",\"verified\":${verified}"
+  situate proof "${words}"
+  situate break_glass "${break_glass}"
+  SITUATION+=",\"promoted\":${LAST_PROMOTION:-null}"
+  REPLY=${words}${break_glass:+; ${break_glass}}
+}
+
+# Append whether production is frozen; adds that to the text in REPLY, too.
+describe_freeze() {
+  local words=${REPLY} rest
+  read_frozen
+  if [[ -z "${FROZEN}" ]]; then
+    SITUATION+=',"frozen":null'
+    REPLY=${words}
+    return 0
+  fi
+  rest=${FROZEN#* }
+  json_pair since "${FROZEN%% *}"
+  SITUATION+=",\"frozen\":{${REPLY}"
+  situate who "${rest%% *}"
+  situate reason "${rest#* }"
+  SITUATION+='}'
+  frozen_words
+  REPLY="${words}; frozen ${REPLY}"
+}
+
 # --- Start -----------------------------------------------------------------------------------------------------------
 
 # Standard output is kept as descriptor 3 for the one JSON line; all other text goes to standard error, kept as
@@ -2315,6 +2588,10 @@ dispatch() {
     --verify) verify ;;
     --lease) lease ;;
     --self-test) self_test ;;
+    --status) tell_status ;;
+    --history) tell_history ;;
+    --freeze) freeze ;;
+    --unfreeze) unfreeze ;;
     *) promote ;;
   esac
 }
@@ -2333,6 +2610,7 @@ answer_at_once() {
 read_mode() {
   case "$1" in
     --build-staging | --verify | --promote | --lease | --self-test) MODE=$1 ;;
+    --status | --history | --freeze | --unfreeze) MODE=$1 ;;
     *) misuse mode-unknown "mode: expected one that --help names, observed ${1@Q}" "see --help" ;;
   esac
 }

@@ -34,6 +34,7 @@ SELF_TEST = {
     "other-image-id": "image-id-mismatch",
     "unlabelled": "revision-missing",
     "unlabelled-and-empty": "revision-empty",
+    "frozen": "frozen",
     "missing-image": "image-missing",
     "missing-image-id": "image-missing",
 }

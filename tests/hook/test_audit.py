@@ -13,9 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.hook.harness import PROD_ID, REVISION, RUN_ID, SCRIPT, STAGING_ID, Outcome, PretendedHost
+from tests.hook.harness import PROD_ID, REVISION, RUN_ID, SCRIPT, STAGING_ID, PretendedHost
 
-KEYS = "time mode kind cause run_id repo who service revision image_id previous reason".split()
+KEYS = [
+    "time",
+    "mode",
+    "kind",
+    "cause",
+    "run_id",
+    "repo",
+    "who",
+    "service",
+    "revision",
+    "image_id",
+    "previous",
+    "reason",
+]
 
 
 @pytest.fixture

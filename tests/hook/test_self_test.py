@@ -26,6 +26,7 @@ CASES = {
     "other-image-id": "image-id-mismatch",
     "unlabelled": "revision-missing",
     "unlabelled-and-empty": "revision-empty",
+    "frozen": "frozen",
     "missing-image": "image-missing",
     "missing-image-id": "image-missing",
 }
@@ -69,6 +70,11 @@ MUTANTS = {
         '[[ -n "${SEEN_ID}" ]] ||\n    refuse image-missing',
         "true ||\n    refuse image-missing",
         "missing-image: expected image-missing, observed image-id-mismatch",
+    ),
+    "a frozen production is promoted": (
+        "refuse frozen ",
+        ": frozen ",
+        "frozen: expected frozen, observed verified",
     ),
     "everything is refused": (
         "decide() {",
