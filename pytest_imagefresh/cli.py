@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pytest_imagefresh.cli_operations import COMMANDS
+
 if TYPE_CHECKING:
     from pytest_imagefresh.core.evidence import HookReport
     from pytest_imagefresh.core.layers import Configuration
@@ -158,3 +160,7 @@ def _show_settings(configuration: Configuration) -> None:
         if source != "default":
             table.add_row(key, source)
     Console().print(table)
+
+
+for _command in COMMANDS:
+    main.add_command(_command)

@@ -1,0 +1,106 @@
+"""The commands for operators, from the command line to the hook of a pretended host."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gate_folder import Ended
+from tests.hook.harness import REVISION, STAGING_ID, Clone, PretendedHost
+from tests.support import clean_environment, run
+
+SETTINGS = """
+self_hosting_repo = "shop"
+repos_dir = "repos"
+settle = 0
+[host]
+hook = "{hook}"
+repo_path = "{folder}"
+[targets.shop]
+repo = "shop"
+prod_image = "shop-shop"
+[targets.shop.prod]
+port = 43100
+pin = "PIN"
+"""
+
+
+class Desk:
+    """A folder with settings for a pretended host, and the command line in it."""
+
+    def __init__(self, host: PretendedHost, folder: Path) -> None:
+        self.host = host
+        self.folder = folder
+        Clone(folder / "repos" / "shop")
+        (folder / "imagefresh.toml").write_text(SETTINGS.format(hook=host.hook.path, folder=host.compose_dir))
+
+    def imagefresh(self, *argv: str) -> Ended:
+        command = [str(Path(sys.executable).with_name("imagefresh")), *argv, "--repo", "shop"]
+        done = run(command, cwd=self.folder, env=clean_environment(COLUMNS="220"), check=False)
+        return Ended(done.returncode, done.stdout + done.stderr)
+
+    def read(self, *argv: str) -> Any:
+        """Return the one JSON document of a command that ended with 0."""
+        command = [str(Path(sys.executable).with_name("imagefresh")), *argv, "--json", "--repo", "shop"]
+        return json.loads(run(command, cwd=self.folder, env=clean_environment()).stdout)
+
+
+@pytest.fixture
+def desk(pretended: PretendedHost, tmp_path: Path) -> Desk:
+    folder = tmp_path / "desk"
+    folder.mkdir()
+    return Desk(pretended, folder)
+
+
+def test_status_shows_what_runs_and_whether_it_was_proven(desk: Desk) -> None:
+    before = desk.imagefresh("status")
+    assert before.status == 0
+    assert "NO" in before.output
+    desk.host.promote()
+    after = desk.imagefresh("status")
+    assert STAGING_ID.removeprefix("sha256:")[:12] in after.output
+    assert REVISION[:12] in after.output
+    assert f"production runs {STAGING_ID}, as promoted" in after.output
+    found = desk.read("status")["shop"]
+    assert (found["verified"], found["frozen"], found["promoted"]["image_id"]) == (True, None, STAGING_ID)
+    assert [one["image_id"] for one in found["production"]] == [STAGING_ID]
+
+
+def test_history_shows_every_decision(desk: Desk) -> None:
+    assert desk.read("history") == []
+    desk.host.promote()
+    desk.host.promote(EXPECTED_REVISION="")
+    assert [one["cause"] for one in desk.read("history")] == ["promoted", "revision-empty"]
+    assert [one["cause"] for one in desk.read("history", "--limit", "1")] == ["revision-empty"]
+    shown = desk.imagefresh("history")
+    assert shown.status == 0
+    assert "refused: revision-empty" in shown.output
+    assert "uid:" in shown.output
+
+
+def test_freezing_stops_promotions_until_it_is_ended(desk: Desk) -> None:
+    frozen = desk.imagefresh("freeze", "--reason", "it's [red]moving[/red] day")
+    assert frozen.status == 0
+    assert "production is frozen: it's [red]moving[/red] day" in frozen.output
+    assert desk.host.promote().verdict == (1, "frozen")
+    assert "it's [red]moving[/red] day" in desk.imagefresh("status").output
+    assert desk.read("status")["shop"]["frozen"]["reason"] == "it's [red]moving[/red] day"
+    assert desk.imagefresh("unfreeze").status == 0
+    assert desk.host.promote().verdict == (0, "promoted")
+
+
+@pytest.mark.parametrize("argv", [["freeze"], ["freeze", "--reason", " "], ["history", "--limit", "0"]], ids=str)
+def test_wrong_usage_ends_with_2(desk: Desk, argv: list[str]) -> None:
+    assert desk.imagefresh(*argv).status == 2
+    assert desk.host.calls == []
+
+
+def test_an_engine_that_does_not_answer_ends_with_11(desk: Desk) -> None:
+    desk.host.fail("docker info", stderr="down\n")
+    ended = desk.imagefresh("status")
+    assert ended.status == 11
+    assert "could not find out" in ended.output
