@@ -9,6 +9,7 @@ readonly SAFE_PATH='/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 readonly ENGINE='unix:///var/run/docker.sock'
 readonly DOCKER_CONFIG_DIR=''
 readonly TEMP_DIR='/var/tmp'
+readonly POLICY_DIR='/etc/imagefresh'
 
 set -Eeuo pipefail
 shopt -s inherit_errexit
@@ -2311,6 +2312,23 @@ promote() {
   TAGGING=1
   tag_image "${PROD_IMAGE}" "${IMAGE_ID}"
   conclude 'done' promoted "production runs ${IMAGE_ID}"
+}
+
+# --- Policy: a stand-in, to be replaced by the real one --------------------------------------------------------------
+
+# Leave in POLICY the keys of the policy of PROD_SERVICE; empty where the host has none.
+find_policy() {
+  local file line
+  declare -gA POLICY=()
+  [[ -d "${POLICY_DIR}" ]] || return 0
+  for file in "${POLICY_DIR}"/*.conf; do
+    POLICY=()
+    while IFS= read -r line; do
+      [[ ! "${line}" =~ ^([A-Z_]+)=(.*)$ ]] || POLICY[${BASH_REMATCH[1]}]=${BASH_REMATCH[2]}
+    done <"${file}"
+    [[ "${POLICY[PROD_SERVICE]-}" != "${PROD_SERVICE}" ]] || return 0
+  done
+  refuse policy-unclaimed "production: expected a policy in ${POLICY_DIR} for ${PROD_SERVICE}, observed none" "write one"
 }
 
 # --- Freezing --------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ class Hook:
 def install(
     folder: Path, *, engine: str = "unix:///nowhere.sock", docker_config: str = "", tools: Path | None = None
 ) -> Hook:
-    """Install a copy below `folder`, bound to an engine, with `tools` first on its path."""
+    """Install a copy below `folder`, bound to an engine, with `tools` first on its path; its policies in `policies`."""
     folder.mkdir(parents=True, exist_ok=True)
     temp_dir = folder / "temp"
     temp_dir.mkdir()
@@ -124,6 +124,7 @@ def install(
         "DOCKER_CONFIG_DIR": docker_config,
         "SAFE_PATH": SAFE_PATH if tools is None else f"{tools}:{SAFE_PATH}",
         "TEMP_DIR": str(temp_dir),
+        "POLICY_DIR": str(folder / "policies"),
     }
     path = folder / "deploy-hook.sh"
     path.write_text(render_hook(SCRIPT.read_text(), constants))
@@ -170,6 +171,26 @@ class PretendedHost:
     def clone(self) -> Clone:
         """The clone of the repo on this host, made when a test first asks for it."""
         return Clone(self._folder / "clone")
+
+    @property
+    def policies(self) -> Path:
+        """Where this host keeps its policies; no such folder unless a test makes it."""
+        return self._folder / "hook" / "policies"
+
+    def policy(self, name: str = "shop", **changes: str | None) -> Path:
+        """Write the policy of production, which requires everything, but for `changes`; None leaves a key out."""
+        keys = {
+            "PROD_IMAGE": "shop-shop",
+            "PROD_SERVICE": "shop",
+            "PROD_PORT": "43100",
+            "COMPOSE_DIR": str(self.compose_dir),
+            "REQUIRE": "revision image_id verdict",
+            "ALLOWED_SIGNERS": str(self.policies / "allowed_signers"),
+        }
+        self.policies.mkdir(exist_ok=True)
+        path = self.policies / f"{name}.conf"
+        path.write_text("".join(f"{key}={value}\n" for key, value in changed(keys, changes).items()))
+        return path
 
     @property
     def state(self) -> dict[str, Any]:
