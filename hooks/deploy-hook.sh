@@ -67,7 +67,7 @@ readonly UTF8_PATTERN="^(${UTF8_1}|${UTF8_2}|${UTF8_3})"
 usage() {
   cat <<'TEXT'
 usage: deploy-hook.sh --build-staging | --verify | --promote | --lease | --self-test | --status | --history
-                      | --freeze | --unfreeze | --contract | --help
+                      | --freeze | --unfreeze | --break-glass | --contract | --help
 
   --build-staging  build GIT_SHA, recreate staging from it, wait for health, run the staging check
   --verify         every check of --promote; changes nothing
@@ -78,6 +78,7 @@ usage: deploy-hook.sh --build-staging | --verify | --promote | --lease | --self-
   --history        tell the last decisions in this compose folder
   --freeze         let --verify and --promote refuse from now on, for a reason
   --unfreeze       end that
+  --break-glass    promote an image by its ID past every proof, for a reason, where the host's policy allows that
   --contract       print the version of this contract
   --help           print this text
 
@@ -93,6 +94,7 @@ Everything else comes in variables:
   status     PROD_IMAGE PROD_SERVICE PROD_PORT [PROD_PROFILE PROD_PIN] [TARGET_IMAGE TARGET_SERVICE]
   history    [HISTORY_LIMIT]
   freeze     REASON: base64 of a text, a NUL byte after it
+  break-glass  as promotion, with REASON, SOURCE_IMAGE being an image ID, without EXPECTED_REVISION and EXPECTED_IMAGE_ID
 With BUILD_CONTEXT=- standard input brings the commit as one pack of git.
 
 exit 0 done, 1 refused, 2 wrong usage, 3 rolled back, 4 production needs a person, 11 could not find out
@@ -417,13 +419,16 @@ audit() {
   local priority=notice
   [[ -z "${REHEARSAL}" ]] || return 0
   case "${MODE}" in
-    --build-staging | --promote | --freeze | --unfreeze) ;;
+    --build-staging | --promote | --freeze | --unfreeze | --break-glass) ;;
     --verify | --self-test) priority=info ;;
     *) return 0 ;;
   esac
   [[ "$1" == 'done' ]] || priority=warning
   identify
-  one_line "$3"
+  [[ "${MODE}" != --break-glass ]] || priority=alert
+  REPLY=$3
+  [[ -z "${REASON_TEXT}" || "$3" == *"${REASON_TEXT}"* ]] || REPLY="${REASON_TEXT}: $3"
+  one_line "${REPLY}"
   write_log "user.${priority}" "$1" "$2" "${REPLY}"
   case "${MODE}:$1" in
     --verify:* | --self-test:* | *:usage) ;;
@@ -2298,6 +2303,11 @@ promote() {
   take_lock "${PROMOTE_WAIT}"
   decide
   read_previous
+  change_production promoted "production runs ${IMAGE_ID}"
+}
+
+# From the candidate to its end, whatever let it come this far: CAUSE TEXT.
+change_production() {
   record_promoted
   open_history
   [[ -z "${PROD_PIN}" ]] || draft_pin
@@ -2311,7 +2321,7 @@ promote() {
   step tag "tagging ${PROD_IMAGE}"
   TAGGING=1
   tag_image "${PROD_IMAGE}" "${IMAGE_ID}"
-  conclude 'done' promoted "production runs ${IMAGE_ID}"
+  conclude 'done' "$1" "$2"
 }
 
 # --- Policy: a stand-in, to be replaced by the real one --------------------------------------------------------------
@@ -2411,6 +2421,49 @@ unfreeze() {
     refuse state-unsafe "${FROZEN_FILE}: expected to remove it, observed no success" "remove it by hand"
   frozen_words
   conclude 'done' unfrozen "production may be promoted again; it was frozen ${REPLY}"
+}
+
+# --- Breaking the glass ----------------------------------------------------------------------------------------------
+
+# Promote an image that nothing has proven, because somebody takes the blame. Everything that is no proof still holds: the
+# one production of the policy, the lock, a previous image, health, the rollback. A freeze holds up regular promotions only.
+break_glass() {
+  read_break_glass
+  find_policy
+  [[ "${POLICY[BREAK_GLASS]-no}" == yes ]] ||
+    refuse break-glass-forbidden \
+      "production ${PROD_SERVICE}: expected BREAK_GLASS=yes in a policy of this host, observed ${POLICY[BREAK_GLASS]:-none}" \
+      "promote what a gate has proven"
+  say "WARNING: BREAK-GLASS: ${SOURCE_IMAGE} goes into production past every proof: ${REASON_TEXT}"
+  prepare_host
+  take_lock "${PROMOTE_WAIT}"
+  step verify "looking for ${SOURCE_IMAGE}"
+  take_unproven
+  check_production
+  [[ -z "${PROD_PIN}" ]] || read_pin_file
+  read_previous
+  change_production broke-glass "production runs ${IMAGE_ID}, WHICH NOTHING HAS PROVEN"
+}
+
+read_break_glass() {
+  local name
+  need SOURCE_IMAGE "${IMAGE_ID_PATTERN}" 'a full image ID'
+  read_promotion_variables
+  for name in EXPECTED_REVISION EXPECTED_IMAGE_ID VERDICT; do
+    [[ -z "${!name+set}" ]] || misuse variable-unused "${name}: expected none, since nothing is proven, observed one" \
+      "leave it out, or promote regularly"
+  done
+  read_reason
+}
+
+# Take the image by its ID. What its label says is told, and proves nothing.
+take_unproven() {
+  read_image "${SOURCE_IMAGE}"
+  [[ "${SEEN_ID}" == "${SOURCE_IMAGE}" ]] ||
+    refuse image-missing "SOURCE_IMAGE: expected an image on this host, observed ${SEEN_ID:-none} at ${SOURCE_IMAGE}" \
+      "load or pull it first"
+  IMAGE_ID=${SEEN_ID}
+  [[ ! "${SEEN_REVISION}" =~ ^\"(${HEX40})\"$ ]] || REVISION=${BASH_REMATCH[1]}
 }
 
 # --- Looking back ----------------------------------------------------------------------------------------------------
@@ -2610,6 +2663,7 @@ dispatch() {
     --history) tell_history ;;
     --freeze) freeze ;;
     --unfreeze) unfreeze ;;
+    --break-glass) break_glass ;;
     *) promote ;;
   esac
 }
@@ -2628,7 +2682,7 @@ answer_at_once() {
 read_mode() {
   case "$1" in
     --build-staging | --verify | --promote | --lease | --self-test) MODE=$1 ;;
-    --status | --history | --freeze | --unfreeze) MODE=$1 ;;
+    --status | --history | --freeze | --unfreeze | --break-glass) MODE=$1 ;;
     *) misuse mode-unknown "mode: expected one that --help names, observed ${1@Q}" "see --help" ;;
   esac
 }

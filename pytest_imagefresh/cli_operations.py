@@ -120,7 +120,50 @@ def unfreeze(repo: str, gate_config: Path | None, as_json: bool) -> None:
     _order("--unfreeze", variables, repo, gate_config, as_json=as_json)
 
 
-COMMANDS = (status, history, freeze, unfreeze)
+def _checked_image(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    from pytest_imagefresh.core.errors import EvidenceError
+    from pytest_imagefresh.core.identity import ImageId
+
+    try:
+        return ImageId(value).digest
+    except EvidenceError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command("break-glass")
+@_asking
+@click.option("--target", "name", default=None, metavar="NAME", help="The target, where the repo has several.")
+@click.option(
+    "--image",
+    required=True,
+    metavar="ID",
+    callback=_checked_image,
+    help="The full image ID.",
+)
+@click.option("--reason", required=True, metavar="TEXT", help="Why; log, history and status tell everybody.")
+def break_glass(repo: str, gate_config: Path | None, as_json: bool, name: str | None, image: str, reason: str) -> None:
+    """Promote an image that nothing has proven, where the host's policy allows that.
+
+    Exit status: the hook's own. 0 promoted, 1 refused, 2 wrong usage, 3 rolled back, 4 production needs a person,
+    11 could not find out.
+    """
+    from pytest_imagefresh.core.contract import break_glass_variables
+    from pytest_imagefresh.core.errors import ConfigError
+    from pytest_imagefresh.core.identity import ImageId
+
+    with _reported(repo, gate_config) as targets:
+        chosen = [run for run in targets if name in (None, run.target.name)]
+        if len(chosen) != 1:
+            names = ", ".join(run.target.name for run in targets)
+            raise ConfigError(f"expected one target, observed {name or names}; name one with --target: {names}")
+        variables = break_glass_variables(
+            chosen[0].target, chosen[0].settings, run_id=chosen[0].run.run_id, image=ImageId(image), reason=reason
+        )
+        reports = [(chosen[0], chosen[0].operate("--break-glass", variables))]
+    _show_outcomes(reports, as_json=as_json)
+
+
+COMMANDS = (status, history, freeze, unfreeze, break_glass)
 """What `imagefresh` adds to itself."""
 
 

@@ -164,6 +164,15 @@ def freeze_variables(target: Target, settings: Settings, *, run_id: RunId, reaso
     return {**_always(target, settings, run_id), "REASON": encode_list([reason])}
 
 
+def break_glass_variables(
+    target: Target, settings: Settings, *, run_id: RunId, image: ImageId, reason: str
+) -> dict[str, str]:
+    """Return the variables of `--break-glass`: a promotion by image ID, for a reason, without expectations."""
+    variables = promotion_variables(target, settings, run_id=run_id, expected_revision="", expected_image=None)
+    del variables["EXPECTED_REVISION"]
+    return {**variables, "SOURCE_IMAGE": image.digest, "REASON": encode_list([reason])}
+
+
 def parse_grant(line: str) -> Grant | None:
     """Return what a line of `--lease` grants; None where it is another line, such as its report."""
     try:

@@ -257,6 +257,12 @@ class PretendedHost:
     def unfreeze(self, **changes: str | None) -> Outcome:
         return self.hook.call("--unfreeze", changed(self._common(), changes))
 
+    def break_glass(self, **changes: str | None) -> Outcome:
+        """Call `--break-glass` for the staging image, with changed variables; None leaves one out."""
+        variables = {**self.promotion_variables(), "SOURCE_IMAGE": STAGING_ID, "REASON": encode_list(["all is lost"])}
+        proofs = dict.fromkeys(["EXPECTED_REVISION", "EXPECTED_IMAGE_ID"])
+        return self.hook.call("--break-glass", changed(variables, {**proofs, **changes}))
+
     def self_test(self, **changes: str | None) -> Outcome:
         """Call `--self-test` with changed variables; None leaves one out."""
         unused = dict.fromkeys(["SOURCE_IMAGE", "EXPECTED_REVISION", "EXPECTED_IMAGE_ID"])

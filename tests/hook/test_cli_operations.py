@@ -93,7 +93,31 @@ def test_freezing_stops_promotions_until_it_is_ended(desk: Desk) -> None:
     assert desk.host.promote().verdict == (0, "promoted")
 
 
-@pytest.mark.parametrize("argv", [["freeze"], ["freeze", "--reason", " "], ["history", "--limit", "0"]], ids=str)
+def test_break_glass_is_told_by_everything_that_tells_of_production(desk: Desk) -> None:
+    argv = ["break-glass", "--image", STAGING_ID, "--reason", "all is lost"]
+    assert desk.imagefresh(*argv).status == 1
+    desk.host.policy(BREAK_GLASS="yes", REQUIRE="revision")
+    ended = desk.imagefresh(*argv)
+    assert ended.status == 0
+    assert "WHICH NOTHING HAS PROVEN" in ended.output
+    shown = desk.imagefresh("status").output
+    assert "by break-glass" in shown
+    assert "production was promoted by break-glass" in shown
+    assert desk.read("history")[-1]["cause"] == "broke-glass"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["freeze"],
+        ["freeze", "--reason", " "],
+        ["history", "--limit", "0"],
+        ["break-glass", "--image", STAGING_ID],
+        ["break-glass", "--image", "shop-shop-staging", "--reason", "x"],
+        ["break-glass", "--image", STAGING_ID, "--reason", "x", "--target", "other"],
+    ],
+    ids=str,
+)
 def test_wrong_usage_ends_with_2(desk: Desk, argv: list[str]) -> None:
     assert desk.imagefresh(*argv).status == 2
     assert desk.host.calls == []

@@ -196,6 +196,92 @@ def test_a_reason_executes_nothing_and_shows_no_secret(pretended: PretendedHost,
     assert reason == f'$(touch {mark}) `touch {mark}` "; touch {mark} password=***'
 
 
+# --- breaking the glass -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lenient(pretended: PretendedHost) -> PretendedHost:
+    """A pretended host whose policy allows break-glass; the staging image bears no revision."""
+    pretended.policy(BREAK_GLASS="yes", REQUIRE="revision image_id")
+    pretended.set(labels={**pretended.state["labels"], STAGING_ID: ""})
+    return pretended
+
+
+def test_break_glass_promotes_what_nothing_has_proven_and_says_so_everywhere(lenient: PretendedHost) -> None:
+    assert lenient.promote().verdict == (1, "revision-missing")
+    outcome = lenient.break_glass()
+    assert outcome.verdict == (0, "broke-glass"), outcome.stderr
+    assert "WARNING: BREAK-GLASS" in outcome.stderr
+    assert "WHICH NOTHING HAS PROVEN" in outcome.reason
+    assert [each["image"] for each in lenient.state["containers"]] == [STAGING_ID]
+    assert lenient.state["images"]["shop-shop:imagefresh-previous"] == PROD_ID
+    entry = told(lenient.history())[-1]
+    assert (entry["mode"], entry["image_id"], entry["previous"]) == ("--break-glass", STAGING_ID, PROD_ID)
+    assert entry["reason"] == f"all is lost: production runs {STAGING_ID}, WHICH NOTHING HAS PROVEN"
+
+
+def test_status_warns_of_break_glass_until_the_next_regular_promotion(lenient: PretendedHost) -> None:
+    lenient.break_glass()
+    outcome = lenient.status()
+    assert situation(outcome)["verified"] is False
+    assert situation(outcome)["break_glass"].startswith("production was promoted by break-glass")
+    assert "WARNING: production was promoted by break-glass" in outcome.stderr
+    assert "production was promoted by break-glass" in outcome.reason
+    lenient.promote()  # refused: it does not end the warning
+    assert situation(lenient.status())["break_glass"]
+    lenient.set(labels={**lenient.state["labels"], STAGING_ID: json.dumps(REVISION)})
+    assert lenient.promote().verdict == (0, "promoted")
+    assert (situation(lenient.status())["verified"], situation(lenient.status())["break_glass"]) == (True, "")
+
+
+@pytest.mark.parametrize("word", ["no", None, "", "YES", "yes "], ids=str)
+def test_break_glass_needs_a_policy_that_says_yes(pretended: PretendedHost, word: str | None) -> None:
+    pretended.policy(BREAK_GLASS=word, REQUIRE="revision image_id")
+    outcome = pretended.break_glass()
+    assert outcome.status == 1
+    assert outcome.cause in {"break-glass-forbidden", "policy-invalid"}
+    assert pretended.changes() == []
+
+
+def test_break_glass_without_any_policy_is_forbidden(pretended: PretendedHost) -> None:
+    assert pretended.break_glass().verdict == (1, "break-glass-forbidden")
+    assert pretended.changes() == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"SOURCE_IMAGE": "shop-shop-staging"},
+        {"SOURCE_IMAGE": STAGING_ID[:19]},
+        {"SOURCE_IMAGE": None},
+        {"REASON": None},
+        {"REASON": encode_list([" "])},
+        {"EXPECTED_REVISION": REVISION},
+        {"EXPECTED_IMAGE_ID": STAGING_ID},
+    ],
+    ids=str,
+)
+def test_break_glass_takes_an_image_id_and_a_reason_and_no_proof(
+    lenient: PretendedHost, change: dict[str, str | None]
+) -> None:
+    assert lenient.break_glass(**change).status == 2
+    assert lenient.changes() == []
+
+
+def test_break_glass_still_needs_an_image_and_rolls_back(lenient: PretendedHost) -> None:
+    assert lenient.break_glass(SOURCE_IMAGE=OTHER_ID).verdict == (1, "image-missing")
+    lenient.set(answer_of={STAGING_ID: "500"})
+    assert lenient.break_glass(HEALTH_TIMEOUT="0.2").verdict == (3, "unhealthy")
+    assert [each["image"] for each in lenient.state["containers"]] == [PROD_ID]
+    assert situation(lenient.status())["break_glass"] == ""
+
+
+def test_a_freeze_does_not_hold_up_break_glass_and_outlives_it(lenient: PretendedHost) -> None:
+    lenient.freeze()
+    assert lenient.break_glass().verdict == (0, "broke-glass")
+    assert situation(lenient.status())["frozen"]
+
+
 # --- status -----------------------------------------------------------------------------------------------------------
 
 
