@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -161,6 +161,26 @@ def break_glass(repo: str, gate_config: Path | None, as_json: bool, name: str | 
         )
         reports = [(chosen[0], chosen[0].operate("--break-glass", variables))]
     _show_outcomes(reports, as_json=as_json)
+
+
+def examine(repo: str, gate_config: Path | None) -> NoReturn:
+    """Examine the host of a repo's targets, show a line for each answer, and exit."""
+    from pytest_imagefresh.core.installation import Answer, exit_status
+    from pytest_imagefresh.host_doctor import examine_host
+
+    answers: list[Answer] = []
+    with _reported(repo, gate_config) as targets:
+        for run in targets:
+            click.echo(f"{run.target.name} on {run.run.host.name}")
+            for answer in examine_host(run):
+                answers.append(answer)
+                click.echo(
+                    f"  {answer.word:7} {answer.subject} {answer.looked_at}: "
+                    f"expected {answer.expected}; observed {answer.observed}"
+                )
+    counts = ", ".join(f"{sum(answer.word == word for answer in answers)} {word}" for word in ("ok", "no", "unknown"))
+    click.echo(counts)
+    sys.exit(exit_status(answers))
 
 
 COMMANDS = (status, history, freeze, unfreeze, break_glass)

@@ -156,6 +156,12 @@ def test_a_reason_is_masked_bounded_and_one_line(host: PretendedHost) -> None:
     assert '"quoted" \\back password=*** caf\u00e9' in entry["reason"]
 
 
+def test_what_a_label_says_is_masked_too(host: PretendedHost) -> None:
+    host.set(labels={**host.state["labels"], STAGING_ID: '"password=hunter2"'})
+    assert host.promote().verdict == (1, "revision-mismatch")
+    assert "hunter2" not in history_file(host).read_text() + "".join(logged(host))
+
+
 # --- when it cannot be written ----------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +130,72 @@ def test_an_engine_that_does_not_answer_ends_with_11(desk: Desk) -> None:
     ended = desk.imagefresh("status")
     assert ended.status == 11
     assert "could not find out" in ended.output
+
+
+# --- the examination of the host --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(desk: Desk) -> Desk:
+    """A host on which everything is as docs/install-host.md asks for. Only root can make that."""
+    desk.host.policy(REQUIRE="revision image_id verdict")
+    desk.host.policies.chmod(0o755)
+    (desk.host.policies / "allowed_signers").write_text('gate@ci namespaces="imagefresh" ssh-ed25519 AAAA\n')
+    state = desk.host.compose_dir / ".imagefresh"
+    state.mkdir(mode=0o700)
+    (state / "verdicts").mkdir(mode=0o700)
+    compose = desk.host.tools / "docker"
+    compose.rename(desk.host.tools / "docker.fake")
+    compose.write_text(f'#!/bin/bash\n[ "$1" = compose ] && echo 2.29.1 || exec "{compose}.fake" "$@"\n')
+    compose.chmod(0o755)
+    return desk
+
+
+def verdicts(ended: Ended) -> dict[str, str]:
+    """Subject and path -> the line of each answer that is not ok."""
+    lines = [line.strip() for line in ended.output.splitlines() if line.startswith("  ")]
+    return {line.split(":", 1)[0].partition(" ")[2].strip(): line for line in lines if not line.startswith("ok ")}
+
+
+@pytest.mark.root
+def test_a_host_that_is_installed_as_documented_is_all_well(installed: Desk) -> None:
+    ended = installed.imagefresh("doctor", "--host")
+    assert verdicts(ended) == {}
+    assert ended.status == 0
+    assert " 0 no, 0 unknown" in ended.output
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("spoil", "subject"),
+    [
+        (lambda host: host.hook.path.chmod(0o775), "hook"),
+        (lambda host: os.chown(host.hook.path, 1, 0), "hook"),
+        (lambda host: host.hook.path.parent.chmod(0o777), "folder of the hook"),
+        (lambda host: host.hook.path.write_text(host.hook.path.read_text() + "#\n"), "hook is the shipped one"),
+        (lambda host: host.hook.path.write_text("#!/bin/bash\necho 2\n"), "contract"),
+        (lambda host: host.policies.chmod(0o777), "policy folder"),
+        (lambda host: (host.policies / "shop.conf").unlink(), "policy of the target"),
+        (lambda host: (host.policies / "shop.conf").chmod(0o666), "policy file"),
+        (lambda host: (host.policies / "allowed_signers").chmod(0o666), "allowed signers"),
+        (lambda host: (host.policies / "allowed_signers").write_text("* ssh-ed25519 A\n"), "allowed signers are"),
+        (lambda host: (host.compose_dir / ".imagefresh").chmod(0o755), "state folder"),
+        (lambda host: (host.compose_dir / ".imagefresh/verdicts").rmdir(), "ledger of verdicts"),
+        (lambda host: (host.tools / "docker").write_text("#!/bin/bash\necho 1.29.2\n"), "tool docker compose"),
+        (lambda host: host.fail("docker info", stderr="down\n"), "engine"),
+    ],
+)
+def test_each_thing_that_is_not_as_documented_is_named(
+    installed: Desk, spoil: Callable[[PretendedHost], object], subject: str
+) -> None:
+    spoil(installed.host)
+    ended = installed.imagefresh("doctor", "--host")
+    assert any(found.startswith(subject) for found in verdicts(ended)), ended.output
+    assert ended.status == (11 if subject == "engine" else 1)
+
+
+def test_a_host_without_an_installed_hook_is_wrong_usage_and_a_missing_branch_too(desk: Desk) -> None:
+    assert desk.imagefresh("doctor").status == 2
+    text = (desk.folder / "imagefresh.toml").read_text()
+    (desk.folder / "imagefresh.toml").write_text(text.replace(str(desk.host.hook.path), "bundled"))
+    assert desk.imagefresh("doctor", "--host").status == 2
