@@ -500,7 +500,9 @@ touch_history() {
   if [[ -L "${REPLY}" || ! -O "${STATE}" ]] || [[ -e "${REPLY}" && ! (-f "${REPLY}" && -O "${REPLY}") ]]; then
     REPLY=''
   else
-    { : >>"${REPLY}" && chmod 0600 -- "${REPLY}"; } 2>/dev/null || REPLY=''
+    umask 077 # no chmod: root may have made it append-only
+    { : >>"${REPLY}"; } 2>/dev/null || REPLY=''
+    umask 022
   fi
 }
 

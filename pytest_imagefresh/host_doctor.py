@@ -10,6 +10,7 @@ from pytest_imagefresh.adapters.installation import HostFiles
 from pytest_imagefresh.core.contract import VERSION
 from pytest_imagefresh.core.errors import ConfigError
 from pytest_imagefresh.core.installation import (
+    NO,
     Answer,
     Text,
     check_folders,
@@ -43,7 +44,7 @@ def examine_host(run: TargetRun) -> Iterator[Answer]:
     yield from _examine_policy(files, run, policy_folder, policy)
     signed = "verdict" in policy.get("REQUIRE", "").split()
     if signed:
-        yield from _examine_signers(files, policy.get("ALLOWED_SIGNERS") or f"{policy_folder}/allowed_signers")
+        yield from _examine_signers(files, policy.get("ALLOWED_SIGNERS", ""))
     yield from _examine_state(files, settings.repo_path, signed=signed)
     yield from _examine_tools(files, constants, signed=signed)
 
@@ -75,6 +76,12 @@ def _examine_policy(files: HostFiles, run: TargetRun, folder: str, found: dict[s
 
 
 def _examine_signers(files: HostFiles, path: str) -> Iterator[Answer]:
+    if not path.startswith("/"):
+        yield Answer(
+            "allowed signers", path, "ALLOWED_SIGNERS in the policy that requires verdicts", path or "none", NO
+        )
+        return
+    yield check_folders("folder of the allowed signers", [files.stat(folder) for folder in parents(path)])
     yield check_path("allowed signers", files.stat(path), kind=_FILE, uid=0)
     yield check_signers(path, files.read(path))
 

@@ -1,7 +1,7 @@
 """What a Docker host must look like before its hook deserves the keys to production: facts in, answers out. Pure.
 
-Each answer is one line: what was looked at, expected and observed, and `ok`, `no` or `unknown`. What could not be had is
-never `ok`.
+Each answer is one line: what was looked at, expected and observed, and `ok`, `no` or `unknown`. What could not be had
+is never `ok`.
 """
 
 from __future__ import annotations

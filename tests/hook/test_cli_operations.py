@@ -178,6 +178,8 @@ def test_a_host_that_is_installed_as_documented_is_all_well(installed: Desk) -> 
         (lambda host: (host.policies / "shop.conf").unlink(), "policy of the target"),
         (lambda host: (host.policies / "shop.conf").chmod(0o666), "policy file"),
         (lambda host: (host.policies / "allowed_signers").chmod(0o666), "allowed signers"),
+        (lambda host: host.policy(ALLOWED_SIGNERS=None, REQUIRE="verdict"), "allowed signers"),
+        (lambda host: host.policies.chmod(0o777), "folder of the allowed signers"),
         (lambda host: (host.policies / "allowed_signers").write_text("* ssh-ed25519 A\n"), "allowed signers are"),
         (lambda host: (host.compose_dir / ".imagefresh").chmod(0o755), "state folder"),
         (lambda host: (host.compose_dir / ".imagefresh/verdicts").rmdir(), "ledger of verdicts"),
