@@ -133,6 +133,19 @@ def test_wrong_usage_reaches_the_log_alone(host: PretendedHost) -> None:
     assert "user.warning|--|--promote usage variable-malformed" in line
 
 
+def test_whoever_tries_an_unknown_mode_is_logged(host: PretendedHost) -> None:
+    assert host.hook.call("--shell\n", {"REPO": "shop"}).verdict == (2, "mode-unknown")
+    assert entries(host) == []
+    [line] = logged(host)
+    assert "user.warning|--| usage mode-unknown who=uid:" in line
+
+
+def test_looking_is_not_logged(host: PretendedHost) -> None:
+    host.status()
+    host.history()
+    assert (entries(host), logged(host)) == ([], [])
+
+
 def test_a_refusal_makes_no_state_folder_in_a_place_that_a_caller_chose(pretended: PretendedHost) -> None:
     assert pretended.promote(EXPECTED_REVISION="").verdict == (1, "revision-empty")
     assert sorted(path.name for path in pretended.compose_dir.iterdir()) == ["compose.yaml"]
