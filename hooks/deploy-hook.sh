@@ -38,6 +38,13 @@ readonly STAGING_VARIABLES='GIT_SHA BUILD_CONTEXT BUILD_SUBDIR BUILD_DOCKERFILE 
 readonly PROMOTION_VARIABLES='SOURCE_IMAGE EXPECTED_REVISION EXPECTED_IMAGE_ID VERDICT PROD_IMAGE PROD_SERVICE PROD_PORT
   PROD_PROFILE PROD_PIN'
 
+# What a key that is bound to one target may ask for (--ssh): a mode that is in no list is out of its reach.
+readonly GATE_MODES='--build-staging --verify --lease --self-test --contract'
+readonly PROMOTE_MODES='--verify --promote --lease --contract'
+# Bytes of its whole request, and what they may be: nothing of this means anything to a shell that is not even asked.
+readonly REQUEST_LIMIT=8192
+readonly REQUEST_PATTERN='^[A-Za-z0-9 ._/:@%+=,~?&-]+$'
+
 # What is looked at of a container, a line each.
 # shellcheck disable=SC2016 # the engine's template variables, not ours
 readonly CONTAINER_FORMAT='{{.Id}}
@@ -74,12 +81,15 @@ readonly SIGNER_PATTERN="^${PRINCIPAL_PATTERN}(,${PRINCIPAL_PATTERN})* namespace
 usage() {
   cat <<'TEXT'
 usage: deploy-hook.sh --build-staging | --verify | --promote | --lease | --self-test | --contract | --help
+       deploy-hook.sh --ssh --target NAME --allow gate|promote
 
   --build-staging  build GIT_SHA, recreate staging from it, wait for health, run the staging check
   --verify         every check of --promote; changes nothing
   --promote        verify, recreate production from the image ID, tag last; also without an argument
   --lease          hold the lock for a whole run, as long as a line arrives on standard input every 5 s
   --self-test      prove with scratch images that --verify refuses what it must refuse, and accepts what is right
+  --ssh            for command= of authorized_keys: one of these modes and its variables, as MODE KEY=value ..., out of
+                   SSH_ORIGINAL_COMMAND, bound to the policy NAME of this host
   --contract       print the version of this contract
   --help           print this text
 
@@ -404,12 +414,14 @@ pause() {
 
 # --- The caller's variables ------------------------------------------------------------------------------------------
 
-# Keep the variables of the contract, as plain shell variables, and nothing else of the environment.
+# Keep the variables of the contract, as plain shell variables, and nothing else of the environment: MODE.
+# Under --ssh not even those: sshd may let a caller set variables, and only the request counts.
 clean_environment() {
-  local name names
+  local name names kept=" ${COMMON_VARIABLES} ${STAGING_VARIABLES//$'\n'/ } ${PROMOTION_VARIABLES//$'\n'/ } "
+  [[ "$1" != --ssh ]] || kept=' SSH_ORIGINAL_COMMAND '
   names=$(compgen -e)
   for name in ${names}; do
-    case " ${COMMON_VARIABLES} ${STAGING_VARIABLES//$'\n'/ } ${PROMOTION_VARIABLES//$'\n'/ } " in
+    case "${kept}" in
       *" ${name} "*) export -n "${name?}" ;;
       *) unset -v "${name}" 2>/dev/null || export -n "${name?}" ;; # read-only ones cannot be unset
     esac
@@ -786,6 +798,127 @@ require_clone_below() {
   [[ "${real}" == "${top}"/* ]] ||
     refuse clone-outside "BUILD_CONTEXT: expected a clone below ${top}, as policy ${POLICY[NAME]} says, observed ${real}" \
       "correct it"
+}
+
+# --- A key that is bound to one target -------------------------------------------------------------------------------
+
+# --ssh --target NAME --allow gate|promote: leave the mode in MODE and its variables set, as the policy NAME allows.
+read_request() {
+  local modes
+  [[ "$#" == 5 && "$2" == --target && "$3" =~ ^${NAME_PATTERN}$ && "$4" == --allow ]] ||
+    misuse arguments "--ssh: expected --target NAME --allow gate or promote, observed ${*@Q}" \
+      "correct command= in authorized_keys"
+  case "$5" in
+    gate) modes=${GATE_MODES} ;;
+    promote) modes=${PROMOTE_MODES} ;;
+    *) misuse arguments "--allow: expected gate or promote, observed ${5@Q}" "correct command= in authorized_keys" ;;
+  esac
+  split_request "${SSH_ORIGINAL_COMMAND-}"
+  [[ " ${modes} " == *" ${MODE} "* ]] ||
+    misuse mode-forbidden "this key: expected one of ${modes}, observed ${MODE}" "use the key that is meant for it"
+  find_policy_named "$3"
+  bind_to_policy
+}
+
+# Take MODE KEY=value ... apart. Nothing is expanded, matched as a pattern or evaluated on the way.
+split_request() {
+  local rest=$1 word named=' '
+  [[ -n "${rest}" ]] ||
+    misuse request-malformed 'this key: expected a mode and its variables, observed no command' 'it gives no shell'
+  [[ "${#rest}" -le "${REQUEST_LIMIT}" ]] ||
+    misuse request-malformed "the request: expected at most ${REQUEST_LIMIT} bytes, observed ${#rest}" 'shorten it'
+  word=${rest:0:200}
+  [[ "${rest}" =~ ${REQUEST_PATTERN} ]] ||
+    misuse request-malformed "the request: expected letters, digits and ._/:@%+=,~?&- in one line, observed ${word@Q}" \
+      'leave the other characters out'
+  [[ " ${rest} " != *'  '* ]] ||
+    misuse request-malformed "the request: expected words with one blank between, observed ${word@Q}" 'correct it'
+  take_request_mode "${rest%% *}"
+  rest="${rest} "
+  rest=${rest#* }
+  while [[ -n "${rest}" ]]; do
+    word=${rest%% *}
+    rest=${rest#* }
+    [[ "${word}" == *=* ]] || misuse request-malformed "the request: expected KEY=value, observed ${word@Q}" 'correct it'
+    [[ "${named}" != *" ${word%%=*} "* ]] ||
+      misuse request-malformed "the request: expected ${word%%=*} once, observed it twice" 'leave one'
+    named+="${word%%=*} "
+    assign "${word%%=*}" "${word#*=}"
+  done
+}
+
+# WORD
+take_request_mode() {
+  [[ "$1" == --* && " ${GATE_MODES} ${PROMOTE_MODES} " == *" $1 "* ]] ||
+    misuse mode-unknown "mode: expected one that --help names, observed ${1@Q}" "see --help"
+  MODE=$1
+}
+
+# Set a variable of the contract: NAME VALUE. Each by its own name, so that no name is ever evaluated.
+assign() {
+  case "$1" in
+    REPO) REPO=$2 ;;
+    RUN_ID) RUN_ID=$2 ;;
+    LEASE) LEASE=$2 ;;
+    COMPOSE_DIR) COMPOSE_DIR=$2 ;;
+    HEALTH_PATH) HEALTH_PATH=$2 ;;
+    HEALTH_TIMEOUT) HEALTH_TIMEOUT=$2 ;;
+    SETTLE) SETTLE=$2 ;;
+    GIT_SHA) GIT_SHA=$2 ;;
+    BUILD_CONTEXT) BUILD_CONTEXT=$2 ;;
+    BUILD_SUBDIR) BUILD_SUBDIR=$2 ;;
+    BUILD_DOCKERFILE) BUILD_DOCKERFILE=$2 ;;
+    BUILD_TARGET) BUILD_TARGET=$2 ;;
+    BUILD_ARGS) BUILD_ARGS=$2 ;;
+    TARGET_IMAGE) TARGET_IMAGE=$2 ;;
+    TARGET_SERVICE) TARGET_SERVICE=$2 ;;
+    TARGET_PORT) TARGET_PORT=$2 ;;
+    COMPOSE_PROFILE) COMPOSE_PROFILE=$2 ;;
+    STAGING_CONTAINER) STAGING_CONTAINER=$2 ;;
+    STAGING_CHECK_COMMAND) STAGING_CHECK_COMMAND=$2 ;;
+    STAGING_CHECK_PATH) STAGING_CHECK_PATH=$2 ;;
+    STAGING_CHECK_MODE) STAGING_CHECK_MODE=$2 ;;
+    BUILD_TIMEOUT) BUILD_TIMEOUT=$2 ;;
+    CHECK_TIMEOUT) CHECK_TIMEOUT=$2 ;;
+    SOURCE_IMAGE) SOURCE_IMAGE=$2 ;;
+    EXPECTED_REVISION) EXPECTED_REVISION=$2 ;;
+    EXPECTED_IMAGE_ID) EXPECTED_IMAGE_ID=$2 ;;
+    VERDICT) VERDICT=$2 ;;
+    PROD_IMAGE) PROD_IMAGE=$2 ;;
+    PROD_SERVICE) PROD_SERVICE=$2 ;;
+    PROD_PORT) PROD_PORT=$2 ;;
+    PROD_PROFILE) PROD_PROFILE=$2 ;;
+    PROD_PIN) PROD_PIN=$2 ;;
+    *) misuse request-malformed "the request: expected a variable of --help, observed ${1@Q}" 'leave it out' ;;
+  esac
+}
+
+# The policy says what production and its compose folder are, and where clones lie. The caller may only say the same.
+bind_to_policy() {
+  local given top real
+  canonical "${POLICY[PROD_IMAGE]}"
+  given=${REPLY}
+  canonical "${PROD_IMAGE-${POLICY[PROD_IMAGE]}}"
+  require_bound PROD_IMAGE "${REPLY}" "${given}"
+  require_bound PROD_SERVICE "${PROD_SERVICE-${POLICY[PROD_SERVICE]}}" "${POLICY[PROD_SERVICE]}"
+  require_bound PROD_PORT "${PROD_PORT-${POLICY[PROD_PORT]}}" "${POLICY[PROD_PORT]}"
+  require_bound COMPOSE_DIR "${COMPOSE_DIR-${POLICY[COMPOSE_DIR]}}" "${POLICY[COMPOSE_DIR]}"
+  PROD_IMAGE=${POLICY[PROD_IMAGE]} PROD_SERVICE=${POLICY[PROD_SERVICE]} PROD_PORT=${POLICY[PROD_PORT]}
+  COMPOSE_DIR=${POLICY[COMPOSE_DIR]}
+  [[ -n "${BUILD_CONTEXT+set}" && "${BUILD_CONTEXT}" != - ]] || return 0
+  top=$(readlink -m -- "${POLICY[REPOS_DIR]-}") || top=''
+  real=$(readlink -m -- "${BUILD_CONTEXT}") || real=''
+  [[ -n "${top}" && "${top}" != / && "${real}" == "${top}"/* ]] ||
+    refuse clone-outside \
+      "BUILD_CONTEXT: expected - or a clone below ${POLICY[REPOS_DIR]-REPOS_DIR of the policy}, observed ${BUILD_CONTEXT@Q}" \
+      'correct it'
+}
+
+# NAME OBSERVED EXPECTED
+require_bound() {
+  [[ "$2" == "$3" ]] ||
+    refuse policy-mismatch "$1: expected ${3}, as policy ${POLICY[NAME]} says, observed ${2@Q}" \
+      'use the key of that target'
 }
 
 # --- The host --------------------------------------------------------------------------------------------------------
@@ -2847,20 +2980,38 @@ read_mode() {
   esac
 }
 
+# Keep standard input only where the caller has something to say: as descriptor 5 for --lease, as 6 for a pack.
+keep_input() {
+  [[ "${MODE}" != --lease ]] || { exec 5<&6; } 2>/dev/null || exec 5</dev/null
+  [[ "${MODE}" == --build-staging && "${BUILD_CONTEXT-}" == - ]] || exec 6<&-
+}
+
 main() {
   set +o posix # POSIXLY_CORRECT of the caller has no say
   umask 022    # the image gets the modes that any checkout has; what is private lies in folders of mode 0700
-  clean_environment
+  clean_environment "${1-}"
   reset_state
   answer_at_once "${1-}"
-  [[ "${BUILD_CONTEXT-}" != - ]] || { exec 6<&0; } 2>/dev/null || exec 6</dev/null # the caller sends a pack
-  [[ "${1-}" != --lease ]] || { exec 5<&0; } 2>/dev/null || exec 5</dev/null       # the caller of --lease speaks
+  { exec 6<&0; } 2>/dev/null || exec 6</dev/null
   take_streams
   set_traps
-  [[ "$#" -le 1 ]] || misuse arguments "arguments: expected one mode, observed $#" "everything else comes in variables"
-  read_mode "${1---promote}"
+  if [[ "${1-}" == --ssh ]]; then
+    read_request "$@"
+  else
+    [[ "$#" -le 1 ]] || misuse arguments "arguments: expected one mode, observed $#" "everything else comes in variables"
+    read_mode "${1---promote}"
+  fi
+  keep_input
+  [[ "${MODE}" != --contract ]] || tell_contract
   read_common_variables
   dispatch
+}
+
+# Once standard output is kept for the JSON line.
+tell_contract() {
+  printf '%s\n' "${CONTRACT}" >&3
+  CONCLUDED=1
+  exit
 }
 
 # Sourced, for tests of single functions, it only defines them.
