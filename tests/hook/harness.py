@@ -38,6 +38,7 @@ KEYS = {
     "check_status",
     "check_output",
     "cases",
+    "observed",
 }
 STATUS_OF_KIND = {"done": 0, "refused": 1, "usage": 2, "rolled-back": 3, "broken": 4, "unknown": 11}
 
