@@ -931,6 +931,7 @@ take_request_mode() {
 }
 
 # Set a variable of the contract: NAME VALUE. Each by its own name, so that no name is ever evaluated.
+# shellcheck disable=SC2034 # OBSERVE_PATHS is read by its name
 assign() {
   case "$1" in
     REPO) REPO=$2 ;;

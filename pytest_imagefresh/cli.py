@@ -108,12 +108,14 @@ def verify(file: Path, allowed_signers: Path) -> None:
 @_CONFIG
 def doctor(repo: str, branch: str, gate_revision: str | None, gate_config: Path | None) -> None:
     """Show the settings with their sources, and try each thing that a gate needs; nothing is changed."""
+    from pytest_imagefresh.run import TargetRun
+
     with _told_in_one_line(), _open_run(branch, gate_revision, gate_config) as (run, configuration):
         _show_settings(configuration)
         click.echo(f"anchor   {run.anchor(repo).revision} in {run.anchor(repo).worktree}")
         click.echo(f"targets  {', '.join(target.name for target in _targets(run, repo))}")
         click.echo(f"host     {run.host.name}")
-        click.echo(f"engine   {run.engine.id}")
+        click.echo(f"engine   {TargetRun(run, _targets(run, repo)[0]).engine.id}")
         click.echo(f"hook     {run.hook.path}")
 
 

@@ -207,3 +207,5 @@ class HookReport:
     cases: Mapping[str, str] = field(default_factory=dict)
     """What each case of the self-test ended with, by name; empty for every other mode."""
     check: CheckResult | None = None
+    observed: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """What `--observe` brings back, by its word: the engine's own answers, as they came."""
