@@ -6,7 +6,7 @@ import pytest
 
 from pytest_imagefresh.core.contract import SELF_TEST, SIGNED_SELF_TEST
 from pytest_imagefresh.core.evidence import Container, HookReport, Image, Production
-from pytest_imagefresh.core.identity import ImageId, Revision
+from pytest_imagefresh.core.identity import Revision
 from pytest_imagefresh.core.settings import Target
 from pytest_imagefresh.core.unchanged import check_unchanged
 from pytest_imagefresh.core.verdict import (
@@ -18,6 +18,7 @@ from pytest_imagefresh.core.verdict import (
     check_refused,
     check_same_container,
     check_self_test,
+    check_unlabelled,
 )
 from pytest_imagefresh.fixtures import AskHook, Prove
 from pytest_imagefresh.run import TargetRun
@@ -55,12 +56,9 @@ def test_hook_refuses_empty_revision(prove: Prove, hook: AskHook, staging_image:
 
 
 @pytest.mark.link("REFUSES_UNLABELLED")
-def test_hook_refuses_unlabelled_image(
-    prove: Prove, hook: AskHook, unlabelled_image: ImageId, staging_image: Image, validated_revision: Revision
-) -> None:
+def test_hook_refuses_unlabelled_image(prove: Prove, unlabelled_report: HookReport, staging_image: Image) -> None:
     """An image without revision label is refused, although its ID is the expected one."""
-    report = hook(validated_revision.hex, unlabelled_image, source_image=unlabelled_image.digest)
-    prove(check_refused(report, "an unlabelled image", {"revision-missing"}, staging_image.id))
+    prove(check_unlabelled(unlabelled_report, staging_image.id))
 
 
 @pytest.mark.link("SELF_TEST")
@@ -82,7 +80,7 @@ def test_container_is_still_the_same(
     prove: Prove, target_run: TargetRun, staging_container: Container, staging_image: Image
 ) -> None:
     """At the end, what runs in staging is what ran at the beginning, without a restart, long enough."""
-    now, clock = target_run.read_staging_container(), target_run.run.engine.read_clock()
+    now, clock = target_run.read_staging_container(), target_run.engine.read_clock()
     settle = target_run.settings.settle
     prove(check_same_container(staging_container, now, staging_image.id, clock=clock, settle=settle))
 

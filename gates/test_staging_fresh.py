@@ -22,7 +22,7 @@ def test_staging_is_rebuilt_from_validated_revision(
     prove: Prove, target_run: TargetRun, rebuild: HookReport, staging_image: Image
 ) -> None:
     """The hook built this commit's tree into this image, on this engine, and started a new container."""
-    engine = target_run.run.engine.id
+    engine = target_run.engine.id
     prove(check_rebuilt(rebuild, target_run.anchor, staging_image, target_run.container_before, engine))
 
 

@@ -39,6 +39,21 @@ readonly PROMOTION_VARIABLES='SOURCE_IMAGE EXPECTED_REVISION EXPECTED_IMAGE_ID V
   PROD_PROFILE PROD_PIN'
 readonly OPERATION_VARIABLES='REASON HISTORY_LIMIT'
 
+readonly OBSERVATION_VARIABLES='OBSERVE OBSERVE_IMAGE OBSERVE_PATHS'
+readonly OBSERVE_WORD='(engine|image|container|production|owners|changes|places|archive|answer|silence|log)'
+# Of --observe: seconds for an archive out of an image, and lines of a log.
+readonly CONTENT=300 LOG_LINES=500
+# Of the pause proof: fresh connections to each address, seconds for an answer before it, milliseconds of silence at least
+# and of everything at most; then a paused container runs again, whatever has become of this process.
+readonly CONNECTIONS=5 PATIENCE=1 LEAST_SILENCE=300 DEADMAN=3000
+
+# What a key that is bound to one target may ask for (--ssh): a mode that is in no list is out of its reach.
+readonly GATE_MODES='--build-staging --observe --verify --lease --self-test --status --history --contract'
+readonly PROMOTE_MODES='--verify --promote --lease --status --history --contract'
+# Bytes of its whole request, and what they may be: nothing of this means anything to a shell that is not even asked.
+readonly REQUEST_LIMIT=8192
+readonly REQUEST_PATTERN='^[A-Za-z0-9 ._/:@%+=,~?&-]+$'
+
 # What is looked at of a container, a line each.
 # shellcheck disable=SC2016 # the engine's template variables, not ours
 readonly CONTAINER_FORMAT='{{.Id}}
@@ -51,6 +66,42 @@ readonly CONTAINER_FORMAT='{{.Id}}
 {{.HostConfig.NetworkMode}}
 {{with index .State "Health"}}{{.Status}}{{end}}
 {{range $port, $hosts := .NetworkSettings.Ports}}{{range $hosts}}{{$port}}|{{.HostIp}}|{{.HostPort}} {{end}}{{end}}.'
+
+# The same of production for a caller who may not reach the engine: without its environment, where secrets are.
+# shellcheck disable=SC2016 # the engine's template variables, not ours
+readonly PRODUCTION_FORMAT='{"Id":{{json .Id}},"Name":{{json .Name}},"Image":{{json .Image}},"Path":{{json .Path}},
+"Args":{{json .Args}},"RestartCount":{{json .RestartCount}},"State":{"Status":{{json .State.Status}},
+"StartedAt":{{json .State.StartedAt}},"Health":{{with index .State "Health"}}{"Status":{{json .Status}}}{{else}}null{{end}}},
+"Config":{"Labels":{{json (index .Config "Labels")}},"User":{{json (index .Config "User")}},
+"WorkingDir":{{json (index .Config "WorkingDir")}}},
+"HostConfig":{{json .HostConfig}},"Mounts":{{json .Mounts}},"NetworkSettings":{"Ports":{{json .NetworkSettings.Ports}},
+"Networks":{{json .NetworkSettings.Networks}}}},'
+
+# Asks a port once: ADDRESS PORT PATH SECONDS. Prints the address and after how many milliseconds a byte came, any byte.
+# shellcheck disable=SC2016 # expanded by the inner shell
+readonly KNOCK='
+now() {
+  REPLY=${EPOCHREALTIME-}
+  [[ -n "${REPLY}" ]] || REPLY=$(date +%s%6N)
+  REPLY=${REPLY/[.,]/}
+}
+now
+start=${REPLY}
+exec 3<>"/dev/tcp/$1/$2" || exit 0
+printf "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" "$3" >&3
+IFS= read -r -d "" -n 1 -t "$4" -u 3 _ || exit 0
+now
+echo "$1 $(((REPLY - start) / 1000))"'
+
+# Ends a pause after SECONDS, or at once when it is told to end; USR1 disarms it: SOCKET CONTAINER SECONDS.
+# shellcheck disable=SC2016 # expanded by the inner shell
+readonly END_PAUSE='cd /
+trap '\''kill "$!"; curl -q -s --noproxy "*" --max-time 5 -X POST -o /dev/null --unix-socket "$1" \
+  "http://engine/containers/$2/unpause"'\'' EXIT
+trap exit HUP TERM
+trap '\''trap - EXIT; kill "$!"; exit'\'' USR1
+sleep "$3" &
+wait'
 
 readonly HEX40='[0-9a-f]{40}' HEX64='[0-9a-f]{64}'
 readonly IMAGE_ID_PATTERN='sha256:[0-9a-f]{64}'
@@ -76,10 +127,12 @@ readonly SIGNER_PATTERN="^${PRINCIPAL_PATTERN}(,${PRINCIPAL_PATTERN})* namespace
 
 usage() {
   cat <<'TEXT'
-usage: deploy-hook.sh --build-staging | --verify | --promote | --lease | --self-test | --status | --history
+usage: deploy-hook.sh --build-staging | --observe | --verify | --promote | --lease | --self-test | --status | --history
                       | --freeze | --unfreeze | --break-glass | --contract | --help
+       deploy-hook.sh --ssh --target NAME --allow gate|promote [--key FINGERPRINT]
 
   --build-staging  build GIT_SHA, recreate staging from it, wait for health, run the staging check
+  --observe        what this host and its engine say of staging and production, for those who may not ask them
   --verify         every check of --promote; changes nothing
   --promote        verify, recreate production from the image ID, tag last; also without an argument
   --lease          hold the lock for a whole run, as long as a line arrives on standard input every 5 s
@@ -89,6 +142,8 @@ usage: deploy-hook.sh --build-staging | --verify | --promote | --lease | --self-
   --freeze         let --verify and --promote refuse from now on, for a reason
   --unfreeze       end that
   --break-glass    promote an image by its ID past every proof, for a reason, where the host's policy allows that
+  --ssh            for command= of authorized_keys: one of these modes and its variables, as MODE KEY=value ..., out of
+                   SSH_ORIGINAL_COMMAND, bound to the policy NAME of this host
   --contract       print the version of this contract
   --help           print this text
 
@@ -100,6 +155,8 @@ Everything else comes in variables:
              [STAGING_CHECK_MODE] BUILD_TIMEOUT CHECK_TIMEOUT [PROD_IMAGE PROD_SERVICE PROD_PORT]
   promotion  SOURCE_IMAGE [EXPECTED_REVISION EXPECTED_IMAGE_ID VERDICT] PROD_IMAGE PROD_SERVICE PROD_PORT
              [PROD_PROFILE PROD_PIN]
+  observe    OBSERVE [OBSERVE_IMAGE OBSERVE_PATHS] TARGET_IMAGE TARGET_SERVICE TARGET_PORT COMPOSE_PROFILE
+             STAGING_CONTAINER PROD_IMAGE PROD_SERVICE PROD_PORT
   self-test  as promotion, without SOURCE_IMAGE, EXPECTED_REVISION, EXPECTED_IMAGE_ID and VERDICT
   status     PROD_IMAGE PROD_SERVICE PROD_PORT [PROD_PROFILE PROD_PIN] [TARGET_IMAGE TARGET_SERVICE]
   history    [HISTORY_LIMIT]
@@ -124,6 +181,8 @@ reset_state() {
   WORK='' CHILD='' READERS=() RUN_TAG='' CHECKING='' HOLDER='' PIN_DRAFT='' WATCHER=''
   # Of --lease: its token, and since when it is held and the caller was last heard, in milliseconds.
   TOKEN='' LEASED=0 HEARD=0
+  # Of --observe: what was observed, files of $WORK; a container that is only read, a pause that must end and who ends it.
+  OBSERVED=() BOX='' PAUSED='' DEADMAN_PID='' ADDRESSES=() LISTENERS='' STAGED=''
   # Of --self-test: its scratch images, its cases as PID, name and cause, and what they ended with.
   SCRATCH=() LABELLED='' UNLABELLED='' CASES=() CASE_RESULTS='' SIGNED_AT=''
   # Answers of the functions below: bash cannot hand back a value and keep errexit.
@@ -217,8 +276,24 @@ print_result() {
   [[ ! -f "${CHECK_FILE}" ]] || output=$(head -c "${OUTPUT_LIMIT}" <"${CHECK_FILE}" | base64 -w 0)
   line+=",\"seconds\":{${STEP_TIMES}},\"check_status\":${CHECK_STATUS:-null},\"check_output\":\"${output}\""
   line+=",\"history\":[${ENTRIES}],\"status\":{${SITUATION}}"
-  line+=",\"cases\":{${CASE_RESULTS}}}"
-  printf '%s\n' "${line}" >&3 2>/dev/null
+  line+=",\"cases\":{${CASE_RESULTS}},\"observed\":{"
+  [[ "${ok}" == true ]] || OBSERVED=()
+  {
+    printf '%s' "${line}"
+    print_observed
+    printf '}}\n'
+  } >&3 2>/dev/null
+}
+
+# Each observation as base64 of its file: one may be larger than what a variable should hold.
+print_observed() {
+  local name comma=''
+  for name in "${OBSERVED[@]}"; do
+    printf '%s"%s":"' "${comma}" "${name}"
+    base64 -w 0 <"${WORK}/observed.${name}"
+    printf '"'
+    comma=,
+  done
 }
 
 # --- Ending ----------------------------------------------------------------------------------------------------------
@@ -289,6 +364,7 @@ tidy_up_engine() {
     run_child "${QUICK}" docker container restart -t 2 "${CONTAINER_ID}" >/dev/null 2>&1
   fi
   tidy_up_self_test
+  tidy_up_observation
   [[ -n "${RUN_TAG}" ]] || return 0
   # --force: a container that runs the image must not keep the tag alive. --no-prune: never a parent image.
   run_child "${QUICK}" docker image rm --force --no-prune "${RUN_TAG}" >"${WORK}/out" 2>"${WORK}/err"
@@ -309,6 +385,15 @@ tidy_up_self_test() {
   run_child "${QUICK}" docker image rm --force --no-prune "${SCRATCH[@]}" >"${WORK}/out" 2>"${WORK}/err"
   [[ "${STATUS}" == 0 ]] || grep -q 'No such image' "${WORK}/err" ||
     say "warning: the scratch images ${SCRATCH[*]} could not be removed"
+}
+
+tidy_up_observation() {
+  [[ -z "${PAUSED}" ]] || run_child "${QUICK}" docker container unpause "${CONTAINER_ID}" >/dev/null 2>&1
+  [[ -z "${DEADMAN_PID}" ]] || kill -USR1 "${DEADMAN_PID}" 2>/dev/null
+  [[ -n "${BOX}" ]] || return 0
+  run_child "${QUICK}" docker container rm --force --volumes "${BOX}" >"${WORK}/out" 2>"${WORK}/err"
+  [[ "${STATUS}" == 0 ]] || grep -q 'No such container' "${WORK}/err" ||
+    say "warning: the container ${BOX} could not be removed"
 }
 
 tidy_up_files() {
@@ -539,12 +624,15 @@ open_history() {
 
 # --- The caller's variables ------------------------------------------------------------------------------------------
 
-# Keep the variables of the contract, as plain shell variables, and nothing else of the environment.
+# Keep the variables of the contract, as plain shell variables, and nothing else of the environment: MODE.
+# Under --ssh not even those: sshd may let a caller set variables, and only the request counts.
 clean_environment() {
-  local name names
+  local name names kept=" ${COMMON_VARIABLES} ${STAGING_VARIABLES//$'\n'/ } ${PROMOTION_VARIABLES//$'\n'/ } "
+  kept+="${OPERATION_VARIABLES} ${OBSERVATION_VARIABLES} "
+  [[ "$1" != --ssh ]] || kept=' SSH_ORIGINAL_COMMAND '
   names=$(compgen -e)
   for name in ${names}; do
-    case " ${COMMON_VARIABLES} ${STAGING_VARIABLES//$'\n'/ } ${PROMOTION_VARIABLES//$'\n'/ } ${OPERATION_VARIABLES} " in
+    case "${kept}" in
       *" ${name} "*) export -n "${name?}" ;;
       *) unset -v "${name}" 2>/dev/null || export -n "${name?}" ;; # read-only ones cannot be unset
     esac
@@ -926,6 +1014,137 @@ require_clone_below() {
   [[ "${real}" == "${top}"/* ]] ||
     refuse clone-outside "BUILD_CONTEXT: expected a clone below ${top}, as policy ${POLICY[NAME]} says, observed ${real}" \
       "correct it"
+}
+
+# --- A key that is bound to one target -------------------------------------------------------------------------------
+
+# --ssh --target NAME --allow gate|promote [--key FINGERPRINT]: leave the mode in MODE and its variables set, as the policy
+# NAME allows; FINGERPRINT is whose name the history gets.
+read_request() {
+  local modes who=${7-}
+  [[ ("$#" == 5 || "$#" == 7) && "$2" == --target && "$3" =~ ^${NAME_PATTERN}$ && "$4" == --allow ]] ||
+    misuse arguments "--ssh: expected --target NAME --allow gate or promote, observed ${*@Q}" \
+      "correct command= in authorized_keys"
+  [[ "$#" == 5 || ("$6" == --key && "${who}" =~ ^SHA256:[A-Za-z0-9+/]{43}$) ]] ||
+    misuse arguments "--ssh: expected --key and a fingerprint of ssh-keygen -l, observed ${*@Q}" \
+      "correct command= in authorized_keys"
+  WHO=${who:-"key:$3/$5"}
+  case "$5" in
+    gate) modes=${GATE_MODES} ;;
+    promote) modes=${PROMOTE_MODES} ;;
+    *) misuse arguments "--allow: expected gate or promote, observed ${5@Q}" "correct command= in authorized_keys" ;;
+  esac
+  split_request "${SSH_ORIGINAL_COMMAND-}"
+  [[ " ${modes} " == *" ${MODE} "* ]] ||
+    misuse mode-forbidden "this key: expected one of ${modes}, observed ${MODE}" "use the key that is meant for it"
+  find_policy_named "$3"
+  bind_to_policy
+}
+
+# Take MODE KEY=value ... apart. Nothing is expanded, matched as a pattern or evaluated on the way.
+split_request() {
+  local rest=$1 word named=' '
+  [[ -n "${rest}" ]] ||
+    misuse request-malformed 'this key: expected a mode and its variables, observed no command' 'it gives no shell'
+  [[ "${#rest}" -le "${REQUEST_LIMIT}" ]] ||
+    misuse request-malformed "the request: expected at most ${REQUEST_LIMIT} bytes, observed ${#rest}" 'shorten it'
+  word=${rest:0:200}
+  [[ "${rest}" =~ ${REQUEST_PATTERN} ]] ||
+    misuse request-malformed "the request: expected letters, digits and ._/:@%+=,~?&- in one line, observed ${word@Q}" \
+      'leave the other characters out'
+  [[ " ${rest} " != *'  '* ]] ||
+    misuse request-malformed "the request: expected words with one blank between, observed ${word@Q}" 'correct it'
+  take_request_mode "${rest%% *}"
+  rest="${rest} "
+  rest=${rest#* }
+  while [[ -n "${rest}" ]]; do
+    word=${rest%% *}
+    rest=${rest#* }
+    [[ "${word}" == *=* ]] || misuse request-malformed "the request: expected KEY=value, observed ${word@Q}" 'correct it'
+    [[ "${named}" != *" ${word%%=*} "* ]] ||
+      misuse request-malformed "the request: expected ${word%%=*} once, observed it twice" 'leave one'
+    named+="${word%%=*} "
+    assign "${word%%=*}" "${word#*=}"
+  done
+}
+
+# WORD
+take_request_mode() {
+  [[ "$1" == --* && " ${GATE_MODES} ${PROMOTE_MODES} " == *" $1 "* ]] ||
+    misuse mode-unknown "mode: expected one that --help names, observed ${1@Q}" "see --help"
+  MODE=$1
+}
+
+# Set a variable of the contract: NAME VALUE. Each by its own name, so that no name is ever evaluated.
+# shellcheck disable=SC2034 # OBSERVE_PATHS is read by its name
+assign() {
+  case "$1" in
+    REPO) REPO=$2 ;;
+    RUN_ID) RUN_ID=$2 ;;
+    LEASE) LEASE=$2 ;;
+    COMPOSE_DIR) COMPOSE_DIR=$2 ;;
+    HEALTH_PATH) HEALTH_PATH=$2 ;;
+    HEALTH_TIMEOUT) HEALTH_TIMEOUT=$2 ;;
+    SETTLE) SETTLE=$2 ;;
+    GIT_SHA) GIT_SHA=$2 ;;
+    BUILD_CONTEXT) BUILD_CONTEXT=$2 ;;
+    BUILD_SUBDIR) BUILD_SUBDIR=$2 ;;
+    BUILD_DOCKERFILE) BUILD_DOCKERFILE=$2 ;;
+    BUILD_TARGET) BUILD_TARGET=$2 ;;
+    BUILD_ARGS) BUILD_ARGS=$2 ;;
+    TARGET_IMAGE) TARGET_IMAGE=$2 ;;
+    TARGET_SERVICE) TARGET_SERVICE=$2 ;;
+    TARGET_PORT) TARGET_PORT=$2 ;;
+    COMPOSE_PROFILE) COMPOSE_PROFILE=$2 ;;
+    STAGING_CONTAINER) STAGING_CONTAINER=$2 ;;
+    STAGING_CHECK_COMMAND) STAGING_CHECK_COMMAND=$2 ;;
+    STAGING_CHECK_PATH) STAGING_CHECK_PATH=$2 ;;
+    STAGING_CHECK_MODE) STAGING_CHECK_MODE=$2 ;;
+    BUILD_TIMEOUT) BUILD_TIMEOUT=$2 ;;
+    CHECK_TIMEOUT) CHECK_TIMEOUT=$2 ;;
+    SOURCE_IMAGE) SOURCE_IMAGE=$2 ;;
+    EXPECTED_REVISION) EXPECTED_REVISION=$2 ;;
+    EXPECTED_IMAGE_ID) EXPECTED_IMAGE_ID=$2 ;;
+    VERDICT) VERDICT=$2 ;;
+    PROD_IMAGE) PROD_IMAGE=$2 ;;
+    PROD_SERVICE) PROD_SERVICE=$2 ;;
+    PROD_PORT) PROD_PORT=$2 ;;
+    PROD_PROFILE) PROD_PROFILE=$2 ;;
+    PROD_PIN) PROD_PIN=$2 ;;
+    HISTORY_LIMIT) HISTORY_LIMIT=$2 ;;
+    OBSERVE) OBSERVE=$2 ;;
+    OBSERVE_IMAGE) OBSERVE_IMAGE=$2 ;;
+    OBSERVE_PATHS) OBSERVE_PATHS=$2 ;;
+    *) misuse request-malformed "the request: expected a variable of --help, observed ${1@Q}" 'leave it out' ;;
+  esac
+}
+
+# The policy says what production and its compose folder are, and where clones lie. The caller may only say the same.
+bind_to_policy() {
+  local given top real
+  canonical "${POLICY[PROD_IMAGE]}"
+  given=${REPLY}
+  canonical "${PROD_IMAGE-${POLICY[PROD_IMAGE]}}"
+  require_bound PROD_IMAGE "${REPLY}" "${given}"
+  require_bound PROD_SERVICE "${PROD_SERVICE-${POLICY[PROD_SERVICE]}}" "${POLICY[PROD_SERVICE]}"
+  require_bound PROD_PORT "${PROD_PORT-${POLICY[PROD_PORT]}}" "${POLICY[PROD_PORT]}"
+  require_bound COMPOSE_DIR "${COMPOSE_DIR-${POLICY[COMPOSE_DIR]}}" "${POLICY[COMPOSE_DIR]}"
+  PROD_IMAGE=${POLICY[PROD_IMAGE]} PROD_SERVICE=${POLICY[PROD_SERVICE]} PROD_PORT=${POLICY[PROD_PORT]}
+  COMPOSE_DIR=${POLICY[COMPOSE_DIR]}
+  [[ -n "${BUILD_CONTEXT+set}" && "${BUILD_CONTEXT}" != - ]] || return 0
+  top=$(readlink -m -- "${POLICY[REPOS_DIR]-}") || top=''
+  real=$(readlink -m -- "${BUILD_CONTEXT}") || real=''
+  [[ -n "${top}" && "${top}" != / && "${real}" == "${top}"/* ]] ||
+    refuse clone-outside \
+      "BUILD_CONTEXT: expected - or a clone below ${POLICY[REPOS_DIR]-REPOS_DIR of the policy}, observed ${BUILD_CONTEXT@Q}" \
+      'correct it'
+}
+
+# NAME OBSERVED EXPECTED
+require_bound() {
+  [[ "$2" == "$3" ]] ||
+    refuse policy-mismatch "$1: expected ${3}, as policy ${POLICY[NAME]} says, observed ${2@Q}" \
+      'use the key of that target'
 }
 
 # --- The host --------------------------------------------------------------------------------------------------------
@@ -3242,6 +3461,452 @@ describe_freeze() {
   REPLY="${words}; frozen ${REPLY}"
 }
 
+# --- Observing: for keys that may not reach the engine ---------------------------------------------------------------
+# Everything is the engine's own answer, as it came, so that the caller's own parser reads it. Nothing is changed but the
+# moment of the pause proof; what lies in an image is read out of a container that never runs.
+
+observe() {
+  local word words=()
+  read_observation_variables
+  refuse_production_names
+  prepare_host
+  [[ -z "${LEASE+set}" ]] || require_lease
+  IFS=, read -ra words <<<"${OBSERVE}"
+  for word in "${words[@]}"; do
+    step "${word}" "observing: ${word}"
+    case "${word}" in
+      engine) observe_engine ;;
+      image) observe_image image "${OBSERVE_IMAGE:-${TARGET_IMAGE}}" ;;
+      container) observe_containers ;;
+      production) observe_production ;;
+      owners) observe_owners ;;
+      changes) observe_changes ;;
+      places) observe_places ;;
+      archive) observe_archive ;;
+      answer) observe_answer ;;
+      silence) observe_silence ;;
+      *) observe_log ;;
+    esac
+  done
+  conclude 'done' observed "observed ${OBSERVE}"
+}
+
+read_observation_variables() {
+  local path
+  read_health_variables
+  need OBSERVE "${OBSERVE_WORD}(,${OBSERVE_WORD}){0,10}" 'words such as engine,image,container'
+  need_reference TARGET_IMAGE
+  need_service TARGET_SERVICE
+  need_port TARGET_PORT
+  need COMPOSE_PROFILE "${NAME_PATTERN}" 'the compose profile of staging'
+  need STAGING_CONTAINER "${NAME_PATTERN}" 'the name of a container'
+  need_reference PROD_IMAGE
+  need_service PROD_SERVICE
+  need_port PROD_PORT
+  may_have OBSERVE_IMAGE "${IMAGE_ID_PATTERN}" 'a full image ID, or nothing'
+  ITEMS=()
+  if [[ ",${OBSERVE}," == *,places,* || ",${OBSERVE}," == *,archive,* ]]; then
+    need OBSERVE_PATHS '[A-Za-z0-9+/]+=*' 'base64 of absolute paths, a NUL byte after each'
+    decode_items OBSERVE_PATHS 'base64 of absolute paths, a NUL byte after each'
+    for path in "${ITEMS[@]}"; do
+      [[ "${path}" == /* ]] || malformed OBSERVE_PATHS 'base64 of absolute paths, a NUL byte after each'
+    done
+  fi
+}
+
+# Keep a file as an observation: NAME.
+keep_observed() {
+  OBSERVED+=("$1")
+}
+
+# Ask the engine itself: SECONDS NAME PATH OPTIONS. Leaves its HTTP status in REPLY, its answer in the file of NAME.
+ask_engine() {
+  local limit=$1 file="${WORK}/observed.$2" path=$3
+  shift 3
+  ask "${limit}" curl -q --silent --show-error --noproxy '*' --unix-socket "${ENGINE#unix://}" --output "${file}" \
+    --write-out '%{http_code}' "$@" "http://engine${path}"
+  [[ "${STATUS}" == 0 && "${REPLY}" =~ ^[1-5][0-9][0-9]$ ]] && return 0
+  error_line
+  cannot_tell engine-answer "${path}: expected an answer from the engine, observed: ${REPLY}" 'look at it and try again'
+}
+
+# The engine said no: NAME SUBJECT.
+require_answer() {
+  local text
+  [[ "${REPLY}" != 200 ]] || return 0
+  text=$(head -c 1000 <"${WORK}/observed.$1")
+  one_line "HTTP ${REPLY}: ${text}"
+  cannot_tell engine-answer "$2: expected an answer from the engine, observed: ${REPLY}" 'look at it and try again'
+}
+
+# The engine's JSON of one thing, or null where it says itself that there is none: NAME SUBJECT.
+keep_or_null() {
+  if [[ "${REPLY}" == 404 ]] && grep -qi '"no such \(image\|container\)' "${WORK}/observed.$1"; then
+    printf null >"${WORK}/observed.$1"
+  else
+    require_answer "$1" "$2"
+  fi
+}
+
+observe_engine() {
+  ask "${QUICK}" docker info --format '{"ID":{{json .ID}},"SystemTime":{{json .SystemTime}}}'
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    cannot_tell engine-down "the engine at ${ENGINE}: expected an answer, observed: ${REPLY}" "start it and try again"
+  fi
+  printf '%s' "${REPLY}" >"${WORK}/observed.engine"
+  keep_observed engine
+}
+
+# NAME REFERENCE
+observe_image() {
+  ask_engine "${QUICK}" "$1" "/images/$2/json"
+  keep_or_null "$1" "image $2"
+  keep_observed "$1"
+}
+
+# Leave in FOUND the containers of the staging service, once it is known to be nothing of production.
+find_staging() {
+  [[ -z "${STAGED}" ]] || return 0
+  refuse_promoted
+  resolve_compose
+  refuse_production_services
+  find_containers "${TARGET_SERVICE}"
+  STAGED=1
+}
+
+observe_containers() {
+  local id comma='['
+  find_staging
+  : >"${WORK}/observed.container"
+  for id in "${FOUND[@]}"; do
+    ask_engine "${QUICK}" one "/containers/${id}/json"
+    keep_or_null one "container ${id}"
+    printf '%s' "${comma}" >>"${WORK}/observed.container"
+    cat -- "${WORK}/observed.one" >>"${WORK}/observed.container"
+    comma=,
+  done
+  [[ "${comma}" == , ]] || printf '[' >>"${WORK}/observed.container"
+  printf ']' >>"${WORK}/observed.container"
+  keep_observed container
+}
+
+# Leave the one container of staging in CONTAINER_ID and the SEEN table.
+find_staging_container() {
+  find_staging
+  [[ "${#FOUND[@]}" == 1 ]] ||
+    refuse container-count "service ${TARGET_SERVICE}: expected exactly 1 container, observed ${#FOUND[@]}" \
+      "the hook handles services without replicas"
+  CONTAINER_ID=${FOUND[0]}
+  read_container "${CONTAINER_ID}"
+  [[ -n "${SEEN[id]-}" ]] ||
+    refuse container-count "service ${TARGET_SERVICE}: expected a container, observed that it is gone" "try again"
+  STARTED_AT=${SEEN[started]}
+}
+
+# Whatever could be production: all of its service or on its port, and all that do not run, whose ports the list does not
+# tell. The caller looks closer.
+observe_production() {
+  local line file="${WORK}/observed.production"
+  local -A seen=()
+  list_containers --filter "label=com.docker.compose.service=${PROD_SERVICE}"
+  for line in "${FOUND[@]}"; do seen[${line}]=1; done
+  list_containers --filter "publish=${PROD_PORT}"
+  for line in "${FOUND[@]}"; do seen[${line}]=1; done
+  list_containers --filter status=created --filter status=restarting --filter status=removing \
+    --filter status=paused --filter status=exited --filter status=dead
+  for line in "${FOUND[@]}"; do seen[${line}]=1; done
+  FOUND=() STAGED=''
+  printf '[' >"${file}"
+  if [[ "${#seen[@]}" != 0 ]]; then
+    ask "${QUICK}" docker container inspect --format "${PRODUCTION_FORMAT}" -- "${!seen[@]}"
+    [[ "${STATUS}" == 0 ]] || require_absent 'the containers of production' # some may be gone by now
+    printf '%s' "${REPLY%,}" >>"${file}"
+  fi
+  printf ']' >>"${file}"
+  keep_observed production
+  observe_image production_image "${PROD_IMAGE}"
+}
+
+# Leave in FOUND the IDs of containers in any state: FILTERS.
+list_containers() {
+  ask "${QUICK}" docker container ls --all --quiet --no-trunc "$@"
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame container-list "the containers of this host: expected a list, observed: ${REPLY}" "look at the engine"
+  fi
+  FOUND=()
+  [[ -z "${REPLY}" ]] || mapfile -t FOUND <<<"${REPLY}"
+}
+
+observe_owners() {
+  ask_engine "${QUICK}" owners /containers/json --get \
+    --data-urlencode "filters={\"publish\":[\"${TARGET_PORT}/tcp\"]}"
+  require_answer owners "the owners of port ${TARGET_PORT}"
+  keep_observed owners
+}
+
+observe_changes() {
+  find_staging_container
+  ask_engine "${CONTENT}" changes "/containers/${CONTAINER_ID}/changes"
+  require_answer changes "the changed files of container ${CONTAINER_ID:0:12}"
+  keep_observed changes
+}
+
+observe_log() {
+  find_staging_container
+  ask "${QUICK}" docker container logs --tail "${LOG_LINES}" "${CONTAINER_ID}"
+  cat -- "${WORK}/out" "${WORK}/err" | tail -c "${OUTPUT_LIMIT}" >"${WORK}/observed.log"
+  keep_observed log
+}
+
+observe_answer() {
+  local url
+  find_staging_container
+  find_address "${TARGET_PORT}"
+  probe
+  json_pair url "http://${ADDRESS}${HEALTH_PATH}"
+  url=${REPLY}
+  json_pair answer "${ANSWER}"
+  printf '{%s,%s}' "${url}" "${REPLY}" >"${WORK}/observed.answer"
+  keep_observed answer
+}
+
+# Leave in REPLY the container to read: staging's own, or one that is made of OBSERVE_IMAGE, never started, and removed.
+find_box() {
+  REPLY=${BOX}
+  [[ -z "${BOX}" ]] || return 0
+  if [[ -z "${OBSERVE_IMAGE}" ]]; then
+    find_staging_container
+    REPLY=${CONTAINER_ID}
+    return 0
+  fi
+  BOX="imagefresh-content-${WORK##*.}"
+  change "${QUICK}" docker container create --name "${BOX}" --label "imagefresh.content=${RUN_ID}" --network none \
+    "${OBSERVE_IMAGE}" never-started
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame image-missing "image ${OBSERVE_IMAGE}: expected a container to read it, observed: ${REPLY}" "build it again"
+  fi
+  REPLY=${BOX}
+}
+
+# What the engine says of each path: its own description in base64, or nothing where there is nothing.
+observe_places() {
+  local box path comma='' pattern=$'\r?\n[Xx]-[Dd]ocker-[Cc]ontainer-[Pp]ath-[Ss]tat: ([A-Za-z0-9+/=]+)\r?\n'
+  find_box
+  box=${REPLY}
+  printf '[' >"${WORK}/observed.places"
+  for path in "${ITEMS[@]}"; do
+    ask_engine "${QUICK}" head "/containers/${box}/archive" --head --get --data-urlencode "path=${path}"
+    [[ "${REPLY}" == 404 ]] || require_answer head "the path ${path@Q}"
+    path=''
+    if [[ "${REPLY}" == 200 ]]; then
+      path=$(<"${WORK}/observed.head")
+      [[ "${path}"$'\n' =~ ${pattern} ]] ||
+        cannot_tell engine-answer 'a path in a container: expected its description, observed none' 'look at the engine'
+      path=${BASH_REMATCH[1]}
+    fi
+    printf '%s"%s"' "${comma}" "${path}" >>"${WORK}/observed.places"
+    comma=,
+  done
+  printf ']' >>"${WORK}/observed.places"
+  keep_observed places
+}
+
+observe_archive() {
+  [[ "${#ITEMS[@]}" == 1 && -n "${OBSERVE_IMAGE}" ]] ||
+    misuse variable-malformed "OBSERVE_PATHS: expected one path and OBSERVE_IMAGE for an archive, observed others" \
+      "ask for one at a time"
+  find_box
+  ask_engine "${CONTENT}" archive "/containers/${REPLY}/archive" --get --data-urlencode "path=${ITEMS[0]}"
+  require_answer archive "the files of ${ITEMS[0]@Q}"
+  keep_observed archive
+}
+
+# --- Observing: the pause proof --------------------------------------------------------------------------------------
+
+# While staging is paused for a moment, does anybody answer on its port?
+observe_silence() {
+  local started usual seconds state elapsed heard address
+  find_staging_container
+  refuse_to_pause
+  find_listeners
+  find_addresses
+  ask_addresses usual 2 "${PATIENCE}"
+  slowest_answer
+  usual=${REPLY}
+  seconds=$((3 * usual < LEAST_SILENCE ? LEAST_SILENCE : 3 * usual))
+  now
+  started=${NOW}
+  arm_deadman
+  now
+  ((NOW - started + seconds + 200 <= DEADMAN)) ||
+    cannot_tell port-slow "port ${TARGET_PORT}: expected a fast answer, observed ${usual} ms" "choose a faster health path"
+  PAUSED=1
+  change "${QUICK}" docker container pause "${CONTAINER_ID}"
+  ask_addresses heard "${CONNECTIONS}" "$((seconds / 1000)).$(printf '%03d' $((seconds % 1000)))"
+  read_container "${CONTAINER_ID}"
+  state=${SEEN[status]-gone}
+  now
+  elapsed=$((NOW - started))
+  end_pause
+  await_answer
+  heard=' '
+  while read -r address _; do
+    [[ "${heard}" == *"\"${address}\""* ]] || heard+="${heard:+,}\"${address}\""
+  done <"${WORK}/heard"
+  heard=${heard#' '}
+  write_silence "${seconds}" "${usual}" "${state}" "${elapsed}" "${heard#,}"
+  keep_observed silence
+}
+
+# Nothing of production is ever paused, and nothing that does not run.
+refuse_to_pause() {
+  [[ "${SEEN[ports]} " != *"/tcp|"*"|${PROD_PORT} "* ]] ||
+    refuse port-is-prod "container ${CONTAINER_ID:0:12}: expected it not to publish ${PROD_PORT}, observed: ${SEEN[ports]%.}" \
+      'correct the staging settings'
+  [[ "${SEEN[status]}" == running ]] ||
+    refuse unhealthy "container ${CONTAINER_ID:0:12}: expected it to run, observed ${SEEN[status]}" 'start it'
+}
+
+# Leave in LISTENERS the lines of the host's tables of sockets in which something listens on TARGET_PORT.
+find_listeners() {
+  local line port fields=()
+  printf -v port '%04X' "${TARGET_PORT}"
+  LISTENERS=''
+  while IFS= read -r line; do
+    read -ra fields <<<"${line}"
+    [[ "${fields[1]-}" != *":${port}" || "${fields[3]-}" != 0A ]] || LISTENERS+="${line}"$'\n'
+  done < <(cat -- /proc/net/tcp /proc/net/tcp6 2>/dev/null || :)
+}
+
+# Leave in ADDRESSES where to ask: what the container publishes, this host itself, wherever else something listens.
+find_addresses() {
+  local binding host fields=() line
+  ADDRESSES=()
+  for binding in ${SEEN[ports]}; do
+    [[ "${binding}" == */tcp\|*\|"${TARGET_PORT}" ]] || continue
+    host=${binding#*|}
+    add_address "${host%|*}"
+  done
+  add_address 127.0.0.1
+  while IFS= read -r line; do
+    [[ -n "${line}" ]] || continue
+    read -ra fields <<<"${line}"
+    socket_address "${fields[1]%:*}"
+    add_address "${REPLY}"
+    [[ "${REPLY}" != :: ]] || add_address 127.0.0.1 # may stand for every IPv4 address, too
+  done <<<"${LISTENERS}"
+}
+
+# One that stands for all of them is asked at its loopback: ADDRESS.
+add_address() {
+  local address=$1
+  case "${address}" in
+    '' | 0.0.0.0) address=127.0.0.1 ;;
+    ::) address=::1 ;;
+    *) ;;
+  esac
+  [[ " ${ADDRESSES[*]-} " == *" ${address} "* ]] || ADDRESSES+=("${address}")
+}
+
+# Leave in REPLY the address of a table of sockets: HEX. The kernel prints each four bytes in the order of a small machine.
+socket_address() {
+  local hex='' word index
+  for ((index = 0; index < ${#1}; index += 8)); do
+    word=${1:index:8}
+    hex+="${word:6:2}${word:4:2}${word:2:2}${word:0:2}"
+  done
+  [[ "${hex}" != 00000000000000000000FFFF* ]] || hex=${hex:24}
+  if [[ "${#hex}" == 8 ]]; then
+    printf -v REPLY '%d.%d.%d.%d' "0x${hex:0:2}" "0x${hex:2:2}" "0x${hex:4:2}" "0x${hex:6:2}"
+  elif [[ "${hex}" =~ ^0+$ ]]; then
+    REPLY=::
+  elif [[ "${hex}" =~ ^0{31}1$ ]]; then
+    REPLY=::1
+  else
+    printf -v REPLY '%x:%x:%x:%x:%x:%x:%x:%x' "0x${hex:0:4}" "0x${hex:4:4}" "0x${hex:8:4}" "0x${hex:12:4}" \
+      "0x${hex:16:4}" "0x${hex:20:4}" "0x${hex:24:4}" "0x${hex:28:4}"
+  fi
+}
+
+# Ask every address at the same time, by fresh connections: FILE CONNECTIONS SECONDS. What answered is in $WORK/FILE.
+ask_addresses() {
+  local address pid pids=() index
+  : >"${WORK}/$1"
+  for address in "${ADDRESSES[@]}"; do
+    for ((index = 0; index < $2; index++)); do
+      env -i "${CHILD_ENV[@]}" timeout -k 1 5 bash -p -c "${KNOCK}" bash "${address}" "${TARGET_PORT}" \
+        "${HEALTH_PATH}" "$3" </dev/null >>"${WORK}/$1" 2>/dev/null 3>&- 4>&- 9>&- &
+      pids+=("$!")
+    done
+  done
+  for pid in "${pids[@]}"; do
+    wait "${pid}" || :
+  done
+}
+
+# Leave in REPLY how long an answer usually takes, in milliseconds.
+slowest_answer() {
+  local address time slowest=-1
+  while read -r address time; do
+    ((time <= slowest)) || slowest=${time}
+  done <"${WORK}/usual"
+  REPLY=${slowest}
+  ((slowest >= 0)) ||
+    cannot_tell port-silent \
+      "port ${TARGET_PORT}: expected an answer within ${PATIENCE} s before the pause proof, observed none at ${ADDRESSES[*]}" \
+      'choose a faster health path'
+}
+
+# Somebody else must end the pause should this process be gone. The question shows that he can reach the container.
+arm_deadman() {
+  ask_engine "${QUICK}" armed "/containers/${CONTAINER_ID}/json"
+  require_answer armed "container ${CONTAINER_ID:0:12}"
+  env -i "${CHILD_ENV[@]}" setsid sh -c "${END_PAUSE}" imagefresh-deadman "${ENGINE#unix://}" "${CONTAINER_ID}" \
+    "$((DEADMAN / 1000))" </dev/null >/dev/null 2>&1 3>&- 4>&- 5>&- 6>&- 9>&- &
+  DEADMAN_PID=$!
+  disown "${DEADMAN_PID}"
+}
+
+end_pause() {
+  ask "${QUICK}" docker container unpause "${CONTAINER_ID}"
+  read_container "${CONTAINER_ID}" # somebody else may have been faster
+  [[ "${SEEN[status]-}" != paused ]] ||
+    cannot_tell engine-answer "container ${CONTAINER_ID:0:12}: expected it to run again, observed that it is paused" \
+      'unpause it'
+  PAUSED=''
+}
+
+# Ask the container's own address until it says 200 again, or the time is over. Leaves ANSWER.
+await_answer() {
+  local deadline
+  find_address "${TARGET_PORT}"
+  milliseconds "${HEALTH_TIMEOUT}"
+  now
+  deadline=$((NOW + REPLY))
+  probe
+  while [[ "${ANSWER}" != 200 ]] && ((NOW < deadline)); do
+    pause 0.05
+    probe
+    now
+  done
+}
+
+# SECONDS USUAL STATE ELAPSED HEARD, times in milliseconds
+write_silence() {
+  local asked url lines
+  printf -v asked ',"%s"' "${ADDRESSES[@]}"
+  json_pair url "http://${ADDRESS}${HEALTH_PATH}"
+  url=${REPLY}
+  lines=${LISTENERS//$'\n'/\\n}
+  json_pair answer "${ANSWER}"
+  printf '{"addresses":[%s],"connections":%d,"seconds":%d,"usual":%d,"state":"%s","elapsed":%d,"heard":[%s]' \
+    "${asked#,}" "${CONNECTIONS}" "$1" "$2" "$3" "$4" "$5" >"${WORK}/observed.silence"
+  printf ',%s,%s,"listeners":"%s"}' "${url}" "${REPLY}" "${lines}" >>"${WORK}/observed.silence"
+}
+
 # --- Start -----------------------------------------------------------------------------------------------------------
 
 # Standard output is kept as descriptor 3 for the one JSON line; all other text goes to standard error, kept as
@@ -3265,6 +3930,7 @@ set_traps() {
 dispatch() {
   case "${MODE}" in
     --build-staging) build_staging ;;
+    --observe) observe ;;
     --verify) verify ;;
     --lease) lease ;;
     --self-test) self_test ;;
@@ -3273,7 +3939,8 @@ dispatch() {
     --freeze) freeze ;;
     --unfreeze) unfreeze ;;
     --break-glass) break_glass ;;
-    *) promote ;;
+    --promote) promote ;;
+    *) misuse mode-unknown "mode: expected one that does something, observed ${MODE@Q}" "report it" ;;
   esac
 }
 
@@ -3290,26 +3957,44 @@ answer_at_once() {
 # MODE
 read_mode() {
   case "$1" in
-    --build-staging | --verify | --promote | --lease | --self-test) MODE=$1 ;;
+    --build-staging | --observe | --verify | --promote | --lease | --self-test) MODE=$1 ;;
     --status | --history | --freeze | --unfreeze | --break-glass) MODE=$1 ;;
     *) misuse mode-unknown "mode: expected one that --help names, observed ${1@Q}" "see --help" ;;
   esac
 }
 
+# Keep standard input only where the caller has something to say: as descriptor 5 for --lease, as 6 for a pack.
+keep_input() {
+  [[ "${MODE}" != --lease ]] || { exec 5<&6; } 2>/dev/null || exec 5</dev/null
+  [[ "${MODE}" == --build-staging && "${BUILD_CONTEXT-}" == - ]] || exec 6<&-
+}
+
 main() {
   set +o posix # POSIXLY_CORRECT of the caller has no say
   umask 022    # the image gets the modes that any checkout has; what is private lies in folders of mode 0700
-  clean_environment
+  clean_environment "${1-}"
   reset_state
   answer_at_once "${1-}"
-  [[ "${BUILD_CONTEXT-}" != - ]] || { exec 6<&0; } 2>/dev/null || exec 6</dev/null # the caller sends a pack
-  [[ "${1-}" != --lease ]] || { exec 5<&0; } 2>/dev/null || exec 5</dev/null       # the caller of --lease speaks
+  { exec 6<&0; } 2>/dev/null || exec 6</dev/null
   take_streams
   set_traps
-  [[ "$#" -le 1 ]] || misuse arguments "arguments: expected one mode, observed $#" "everything else comes in variables"
-  read_mode "${1---promote}"
+  if [[ "${1-}" == --ssh ]]; then
+    read_request "$@"
+  else
+    [[ "$#" -le 1 ]] || misuse arguments "arguments: expected one mode, observed $#" "everything else comes in variables"
+    read_mode "${1---promote}"
+  fi
+  keep_input
+  [[ "${MODE}" != --contract ]] || tell_contract
   read_common_variables
   dispatch
+}
+
+# Once standard output is kept for the JSON line.
+tell_contract() {
+  printf '%s\n' "${CONTRACT}" >&3
+  CONCLUDED=1
+  exit
 }
 
 # Sourced, for tests of single functions, it only defines them.

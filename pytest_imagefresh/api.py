@@ -15,7 +15,7 @@ from pytest_imagefresh.adapters import command
 from pytest_imagefresh.adapters.configuration import load_configuration
 from pytest_imagefresh.adapters.engine import connect_engine
 from pytest_imagefresh.adapters.host import connect
-from pytest_imagefresh.core.contract import deploy_command
+from pytest_imagefresh.core.contract import deploy_command, request_command
 from pytest_imagefresh.core.errors import ImagefreshError, Refused
 from pytest_imagefresh.core.identity import RepoName, Revision
 from pytest_imagefresh.core.settings import Host, Settings, Target, applies, targets_for
@@ -119,6 +119,8 @@ def build_deploy_command(repo: str, branch: str) -> list[str]:
             if len(targets) != 1:
                 raise Refused(f"repo {repo} has {len(targets)} targets; promote each with: imagefresh promote")
             variables = TargetRun(run, targets[0]).promotion(expected or "")
+            if run.settings.host.restricted and expected is not None:
+                return request_command("--promote", variables)
             return deploy_command(run.settings.host.hook, variables, expected)
     except Exception:
         return deploy_command(Host().hook, {}, "")

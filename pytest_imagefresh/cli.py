@@ -115,6 +115,8 @@ def doctor(repo: str, branch: str | None, gate_revision: str | None, gate_config
     With --host: one line for each thing that docs/install-host.md asks for. Exit status: 0 all is well, 1 something is
     wrong, 11 something could not be found out.
     """
+    from pytest_imagefresh.run import TargetRun
+
     if of_host:
         examine(repo, gate_config)
     if branch is None:
@@ -124,7 +126,7 @@ def doctor(repo: str, branch: str | None, gate_revision: str | None, gate_config
         click.echo(f"anchor   {run.anchor(repo).revision} in {run.anchor(repo).worktree}")
         click.echo(f"targets  {', '.join(target.name for target in _targets(run, repo))}")
         click.echo(f"host     {run.host.name}")
-        click.echo(f"engine   {run.engine.id}")
+        click.echo(f"engine   {TargetRun(run, _targets(run, repo)[0]).engine.id}")
         click.echo(f"hook     {run.hook.path}")
 
 

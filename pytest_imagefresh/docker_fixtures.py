@@ -48,7 +48,7 @@ def docker_compose_file(target_run: TargetRun, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def docker_compose_project_name(target_run: TargetRun, staging_container: Container) -> str:
     """The compose project that staging belongs to."""
-    return target_run.run.engine.read_compose_project(staging_container.id)
+    return target_run.engine.read_compose_project(staging_container.id)
 
 
 @pytest.fixture(scope="session")

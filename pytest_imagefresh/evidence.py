@@ -77,7 +77,7 @@ def _describe(run: TargetRun, fact: str) -> Mapping[str, Any]:
     found = run.facts.get(fact)
     if found is None:
         return {}
-    engine = run.run.engine
+    engine = run.engine
     return (
         engine.describe_image(ImageId(found)) if fact == "image_id" else engine.describe_container(ContainerId(found))
     )
@@ -105,7 +105,7 @@ def _container_log(run: TargetRun, lines: int) -> str:
     if found is None:
         return ""
     try:
-        return run.run.mask(run.run.engine.logs_tail(ContainerId(found), lines).decode(errors="replace"))
+        return run.run.mask(run.engine.logs_tail(ContainerId(found), lines).decode(errors="replace"))
     except EvidenceError as error:
         return f"{error}\n"
 

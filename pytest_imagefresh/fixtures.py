@@ -13,7 +13,6 @@ import pytest
 from pytest_docker.plugin import Services
 
 from pytest_imagefresh.adapters.hook import Lease
-from pytest_imagefresh.adapters.http import read_answer
 from pytest_imagefresh.core.chain import Link, Proof
 from pytest_imagefresh.core.content import Content
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError, Refused
@@ -106,7 +105,7 @@ def lease(
 @pytest.fixture(scope="session")
 def production_before(target_run: TargetRun, lease: Lease | None) -> Production:  # noqa: ARG001
     """Production as it was before this run changed anything."""
-    target_run.facts["engine_id"] = target_run.run.engine.id
+    target_run.facts["engine_id"] = target_run.engine.id
     target_run.facts["prod_runs"] = target_run.production_before.runs
     return target_run.production_before
 
@@ -126,7 +125,7 @@ def rebuild(
 def staging_image(target_run: TargetRun, target: Target, rebuild: HookReport | None) -> Image:
     """The image that was built, as the engine knows it; with --gate-reuse the one that bears the staging reference."""
     name = target.image if rebuild is None else _rebuilt(rebuild).image_id
-    image = target_run.run.engine.read_image(name)
+    image = target_run.engine.read_image(name)
     if image is None:
         raise Refused(
             f"the engine has no image {name or 'at all'} for staging; rebuild it: run the gate without --gate-reuse"
@@ -145,7 +144,7 @@ def image_content(target_run: TargetRun, staging_image: Image) -> Content | None
 def staging_container(target_run: TargetRun, target: Target, rebuild: HookReport | None) -> Container:
     """The staging container, as the engine knows it."""
     name = target.staging.container if rebuild is None else _rebuilt(rebuild).container_id
-    container = target_run.run.engine.read_container(name)
+    container = target_run.engine.read_container(name)
     if container is None:
         raise Refused(f"the engine has no container {name or 'at all'} for staging; run the gate without --gate-reuse")
     target_run.facts["container_id"] = container.id.hex
@@ -170,8 +169,7 @@ def staging_url(staging_end: tuple[str, int]) -> str:
 @pytest.fixture(scope="session")
 def staging_answer(
     target_run: TargetRun,
-    target: Target,
-    staging_end: tuple[str, int],
+    staging_container: Container,
     docker_services: Services,
 ) -> Answer:
     """What staging's health path answers: HTTP 200 as soon as it does, else the last thing it said within the bound."""
@@ -179,7 +177,7 @@ def staging_answer(
     answers: list[Answer] = []
 
     def healthy() -> bool:
-        answers[:] = [read_answer(*staging_end, target.staging.health_path, timeout=bounds.inspect)]
+        answers[:] = [target_run.read_answer(staging_container)]
         return answers[0].status == 200
 
     try:
@@ -193,7 +191,7 @@ def staging_answer(
 @pytest.fixture(scope="session")
 def port_owners(target_run: TargetRun, target: Target, staging_answer: Answer) -> tuple[PortOwner, ...]:  # noqa: ARG001
     """Every container that publishes the staging port, now that something answers there."""
-    return target_run.run.engine.read_port_owners(target.staging.port)
+    return target_run.engine.read_port_owners(target.staging.port)
 
 
 @pytest.fixture(scope="session")
@@ -235,7 +233,7 @@ def staging_exec(target_run: TargetRun, staging_container: Container) -> Callabl
 
     def execute(argv: Sequence[str]) -> CheckResult:
         bound = target_run.settings.timeouts.check
-        return target_run.run.engine.run_in_container(staging_container.id, argv, timeout=bound)
+        return target_run.engine.run_in_container(staging_container.id, argv, timeout=bound)
 
     return execute
 
@@ -260,14 +258,26 @@ def self_test(target_run: TargetRun, lease: Lease | None) -> HookReport:  # noqa
 def unlabelled_image(target_run: TargetRun) -> Iterator[ImageId]:
     """An image on the host that has no revision label, made from nothing and removed afterwards."""
     name = f"imagefresh-unlabelled:{target_run.run.run_id.text.lower()}"
-    with target_run.run.engine.unlabelled_image(name) as image_id:
+    with target_run.engine.unlabelled_image(name) as image_id:
         yield image_id
+
+
+@pytest.fixture
+def unlabelled_report(
+    request: pytest.FixtureRequest, target_run: TargetRun, hook: AskHook, validated_revision: Revision
+) -> HookReport:
+    """What the hook says of an image without revision label; where we can make none, its self-test has made one."""
+    if target_run.restricted:
+        report: HookReport = request.getfixturevalue("self_test")
+        return report
+    image_id: ImageId = request.getfixturevalue("unlabelled_image")
+    return hook(validated_revision.hex, image_id, source_image=image_id.digest)
 
 
 @pytest.fixture(scope="session")
 def docker_client(target_run: TargetRun) -> docker.DockerClient:
     """docker-py's client of the staging host's engine, local or over ssh."""
-    return target_run.run.engine.client
+    return target_run.engine.client
 
 
 def _rebuilt(rebuild: HookReport) -> HookReport:

@@ -9,10 +9,11 @@ from pytest_imagefresh.adapters.engine import Engine
 from pytest_imagefresh.core.content import Content, File, Place, Tree, expect_content, folders_of, outermost
 from pytest_imagefresh.core.identity import ContainerId, ImageId, RunId
 from pytest_imagefresh.core.settings import Target
+from pytest_imagefresh.observed_engine import ObservedEngine
 
 
 def read_image_content(
-    engine: Engine, image_id: ImageId, target: Target, tree: Tree, *, run_id: RunId, timeout: float
+    engine: Engine | ObservedEngine, image_id: ImageId, target: Target, tree: Tree, *, run_id: RunId, timeout: float
 ) -> Content:
     """Return the declared content of a target as commit and image have it.
 
@@ -28,7 +29,7 @@ def read_image_content(
     return Content(target.content, target.content_ignore, places, expected, observed)
 
 
-def _read_places(engine: Engine, container_id: ContainerId, target: Target) -> dict[str, Place]:
+def _read_places(engine: Engine | ObservedEngine, container_id: ContainerId, target: Target) -> dict[str, Place]:
     """Return what is at each declared folder and above, outer ones first, up to the first that is no folder."""
     places: dict[str, Place] = {}
     for path in folders_of(target.content):
@@ -38,7 +39,9 @@ def _read_places(engine: Engine, container_id: ContainerId, target: Target) -> d
     return places
 
 
-def _read_folders(engine: Engine, container_id: ContainerId, target: Target, timeout: float) -> dict[str, File]:
+def _read_folders(
+    engine: Engine | ObservedEngine, container_id: ContainerId, target: Target, timeout: float
+) -> dict[str, File]:
     """Return the files of all declared folders by absolute path."""
     deadline = time.monotonic() + timeout
     observed: dict[str, File] = {}

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from ipaddress import ip_address
+
+import msgspec
 
 from pytest_imagefresh.adapters.host import socket_path
 from pytest_imagefresh.adapters.http import await_answer
@@ -19,6 +23,7 @@ from pytest_imagefresh.core.port import (
     parse_listeners,
     seconds_of_silence,
 )
+from pytest_imagefresh.observed_engine import parse_answer
 from pytest_imagefresh.run import TargetRun
 
 _PATIENCE_SECONDS = 1.0
@@ -34,6 +39,8 @@ def read_silence(run: TargetRun, container: Container) -> Silence:
     """
     prods = [target.prod for target in (run.target, *run.settings.targets.values())]
     check_may_pause(container, run.production_before, prods).require()
+    if run.restricted:
+        return _observe_silence(run, container)
     port, path = run.target.staging.port, run.target.staging.health_path
     ends = _ends(run, addresses_to_ask(container, port, ()))
     own = next(iter(ends))
@@ -48,9 +55,9 @@ def read_silence(run: TargetRun, container: Container) -> Silence:
     more = _ends(run, addresses_to_ask(container, port, parse_listeners(deadman.listeners, port)), known=ends)
     usual, ends = max(usual, _usual(run, more)), {**ends, **more}
     seconds = seconds_of_silence(usual, time.monotonic() - started)
-    with run.run.engine.paused(container.id):
+    with run.engine.paused(container.id):
         heard = first_bytes(ends, path, connections=CONNECTIONS, seconds=seconds, until_one=True)
-        check_paused(run.run.engine.read_container(container.id.hex), time.monotonic() - started)
+        check_paused(run.engine.read_container(container.id.hex), time.monotonic() - started)
     bounds = run.settings.timeouts
     after = await_answer(*ends[own], path, timeout=bounds.inspect, seconds=bounds.health)
     # Only now: until it ran again, nobody but the deadman was sure to be there.
@@ -62,6 +69,52 @@ def read_silence(run: TargetRun, container: Container) -> Silence:
         usual=usual,
         heard=tuple(address for address, times in heard.items() if times),
         after=after,
+    )
+
+
+class _Observed(msgspec.Struct, frozen=True):
+    """What the hook says of a pause proof of its own; times in milliseconds."""
+
+    addresses: tuple[str, ...]
+    listeners: str
+    connections: int
+    seconds: int
+    usual: int
+    state: str
+    elapsed: int
+    heard: tuple[str, ...]
+    url: str
+    answer: str
+
+
+def _observe_silence(run: TargetRun, container: Container) -> Silence:
+    """Let the hook do the same on the host, and judge what it brings as if it were ours."""
+    report = run.observe("silence")
+    try:
+        found = msgspec.json.decode(report.observed.get("silence", b""), type=_Observed)
+        asked = {ip_address(address) for address in found.addresses}
+    except (msgspec.DecodeError, ValueError) as error:
+        raise EvidenceError(
+            f"the hook's pause proof is not understood: {error}; is it really deploy-hook.sh?"
+        ) from error
+    port = run.target.staging.port
+    wanted = addresses_to_ask(container, port, parse_listeners(found.listeners, port))
+    missed = [address for address in wanted if ip_address(address) not in asked]
+    silent = found.seconds / 1000 >= seconds_of_silence(found.usual / 1000, 0)
+    if report.container_id != container.id.hex or missed or found.connections < CONNECTIONS or not silent:
+        raise EvidenceError(
+            f"the hook's pause proof asked container {report.container_id[:12]} at {', '.join(found.addresses)} with "
+            f"{found.connections} connections for {found.seconds} ms, expected {container.id} at {', '.join(wanted)} "
+            f"with {CONNECTIONS} for {found.usual * 3} ms; is it really deploy-hook.sh?"
+        )
+    check_paused(replace(container, status=found.state), found.elapsed / 1000)
+    return Silence(
+        addresses=found.addresses,
+        connections=found.connections,
+        seconds=found.seconds / 1000,
+        usual=found.usual / 1000,
+        heard=found.heard,
+        after=parse_answer(found.url, found.answer),
     )
 
 

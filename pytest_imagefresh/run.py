@@ -26,24 +26,37 @@ from pytest_imagefresh.adapters.git import (
 )
 from pytest_imagefresh.adapters.hook import LOCK_SECONDS, InstalledHook, Lease, bundled_hook
 from pytest_imagefresh.adapters.host import Host, connect
+from pytest_imagefresh.adapters.http import read_answer
 from pytest_imagefresh.adapters.records import new_run_id
 from pytest_imagefresh.compose_evidence import HostCompose, Meanwhile, compare_with_commit, read_host_compose
 from pytest_imagefresh.core.compose import ComposeEvidence
 from pytest_imagefresh.core.content import Content, Place
 from pytest_imagefresh.core.contract import (
     lease_variables,
+    observation_variables,
     promotion_variables,
     self_test_variables,
     staging_variables,
 )
 from pytest_imagefresh.core.errors import EvidenceError, ImagefreshError, Refused
-from pytest_imagefresh.core.evidence import Anchor, Change, CheckResult, Container, HookReport, Production, Tenure
+from pytest_imagefresh.core.evidence import (
+    Anchor,
+    Answer,
+    Change,
+    CheckResult,
+    Container,
+    HookReport,
+    Production,
+    Tenure,
+)
 from pytest_imagefresh.core.identity import BranchName, ImageId, RepoName, RunId
 from pytest_imagefresh.core.masking import Masker
+from pytest_imagefresh.core.port import own_address
 from pytest_imagefresh.core.settings import SENT, Build, Settings, Target, clone_on_host
 from pytest_imagefresh.core.tap import TapSummary
 from pytest_imagefresh.core.unchanged import folders_in_doubt
 from pytest_imagefresh.image_content import read_image_content
+from pytest_imagefresh.observed_engine import ObservedEngine
 
 _STEP = "imagefresh: step: "
 """How the hook announces a step."""
@@ -158,10 +171,14 @@ class GateRun:
         """The host's engine. Raises Refused when it is not the one that the settings name."""
         engine = connect_engine(self.host.engine_socket(), timeout=self.settings.timeouts.inspect)
         self._open.callback(engine.close)
-        expected = self.settings.host.engine_id
-        if expected and engine.id != expected:
-            raise Refused(f"the engine is {engine.id}, expected {expected}; correct host.ssh or host.engine_id")
+        self.require_engine(engine.id)
         return engine
+
+    def require_engine(self, observed: str) -> None:
+        """Raise Refused for an engine that is not the one that the settings name."""
+        expected = self.settings.host.engine_id
+        if expected and observed != expected:
+            raise Refused(f"the engine is {observed}, expected {expected}; correct host.ssh or host.engine_id")
 
     @once
     def hook(self) -> InstalledHook:
@@ -172,7 +189,8 @@ class GateRun:
             path = self._open.enter_context(
                 bundled_hook(self.host, shipped.hook_script(), self.settings.host, timeout=bound)
             )
-        hook = InstalledHook(self.host, path, ours=str(shipped.hook_script()))
+        restricted = self.settings.host.restricted
+        hook = InstalledHook(self.host, path, ours=str(shipped.hook_script()), restricted=restricted)
         hook.check_contract()
         return hook
 
@@ -256,6 +274,46 @@ class TargetRun:
         self._held: Lease | None = None
 
     @property
+    def restricted(self) -> bool:
+        """Whether our key reaches the hook only."""
+        return self.run.settings.host.restricted
+
+    @property
+    def engine(self) -> Engine | ObservedEngine:
+        """The host's engine, or what the hook shows of it."""
+        return self._observed_engine if self.restricted else self.run.engine
+
+    @once
+    def _observed_engine(self) -> ObservedEngine:
+        engine = ObservedEngine(self.observe, self.target, self.run.host.name)
+        self.run.require_engine(engine.id)
+        return engine
+
+    def observe(
+        self, word: str, *, image: ImageId | None = None, paths: Sequence[str] = (), timeout: float | None = None
+    ) -> HookReport:
+        """Let the hook observe one thing: of staging and production, of an image or of paths in it.
+
+        `timeout` is in seconds. Raises Refused where the hook does not show it.
+        """
+        variables = observation_variables(
+            self.target, self.settings, run_id=self.run.run_id, words=word, image=image, paths=paths
+        )
+        bound = _look_bound(self.settings) if timeout is None else timeout
+        report = self.run.hook.call("--observe", variables, timeout=bound)
+        if not report.ok:
+            raise Refused(f"the hook does not show {word}: {report.reason}")
+        return report
+
+    def read_answer(self, container: Container) -> Answer:
+        """Return what one GET of staging's health path brings back now, at the container's own address."""
+        if self.restricted:
+            return self._observed_engine.read_answer(container.id)
+        staging = self.target.staging
+        end = self.run.host.reach(staging.port, own_address(container, staging.port))
+        return read_answer(*end, staging.health_path, timeout=self.settings.timeouts.inspect)
+
+    @property
     def anchor(self) -> Anchor:
         """The validated revision."""
         return self.run.anchor(self.target.repo)
@@ -300,7 +358,7 @@ class TargetRun:
     @once
     def container_before(self) -> Container | None:
         """The staging container as it was before the rebuild."""
-        return self.run.engine.read_container(self.target.staging.container)
+        return self.engine.read_container(self.target.staging.container)
 
     @once
     def rebuild(self) -> HookReport:
@@ -316,7 +374,7 @@ class TargetRun:
         with self._sent() as pack:
             report = self._call("--build-staging", variables, _build_bound(self.settings), stdin=pack)
         if report.container_id:
-            self._learn_secrets(self.run.engine.read_container(report.container_id))
+            self._learn_secrets(self.engine.read_container(report.container_id))
         self.check = report.check
         self._keep_compose(reading)
         return report
@@ -394,13 +452,13 @@ class TargetRun:
             clone = self.run.clone(self.target.repo)
             tree = read_content(clone, self.anchor.revision, folders, timeout=bounds.git)
             self.content = read_image_content(
-                self.run.engine, image_id, self.target, tree, run_id=self.run.run_id, timeout=bounds.content
+                self.engine, image_id, self.target, tree, run_id=self.run.run_id, timeout=bounds.content
             )
         return self.content
 
     def read_staging_container(self) -> Container | None:
         """Return the staging container as it is now."""
-        return self.run.engine.read_container(self.target.staging.container)
+        return self.engine.read_container(self.target.staging.container)
 
     def read_changes(self, container: Container) -> tuple[Sequence[Change], Mapping[str, Place]]:
         """Return what changed in a container's files, and what it has at declared folders that this leaves in doubt.
@@ -409,19 +467,19 @@ class TargetRun:
         """
         if not self.target.content:
             return (), {}
-        engine = self.run.engine
+        engine = self.engine
         changes = engine.read_changes(container.id)
         doubtful = folders_in_doubt(changes, self.target.content)
         return changes, {folder: engine.read_place(container.id, folder) for folder in doubtful}
 
     def read_production(self) -> Production:
         """Return production as it is now."""
-        return self.run.engine.read_production(self.target.prod, self.target.prod_image, self.settings.host.repo_path)
+        return self.engine.read_production(self.target.prod, self.target.prod_image, self.settings.host.repo_path)
 
     def run_staging_check(self, container: Container) -> CheckResult:
         """Run the staging check in a running container."""
         argv = self.target.staging.check_argv()
-        self.check = self.run.engine.run_in_container(container.id, argv, timeout=self.settings.timeouts.check)
+        self.check = self.engine.run_in_container(container.id, argv, timeout=self.settings.timeouts.check)
         return self.check
 
     @once

@@ -12,7 +12,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import docker
@@ -109,6 +109,15 @@ def parse_container(attrs: Mapping[str, Any]) -> Container:
             service=_text((config.get("Labels") or {}).get(_SERVICE_LABEL, "")),
             made_as=_digest({name: attrs.get(name) for name in _MADE_AS}),
         )
+
+
+def parse_place(described: str) -> Place:
+    """Return one place out of the engine's base64 description of a path; "" stands for nothing there."""
+    with _expected_shape("path"):
+        if not described:
+            return Place("")
+        stat = json.loads(base64.b64decode(described))
+        return Place(_GO_TYPES.get(int(stat["mode"]) & _GO_TYPE_BITS, "other"), _text(stat["linkTarget"]))
 
 
 def _parse_ports(ports: Mapping[str, Any] | None) -> tuple[Port, ...]:
@@ -247,25 +256,37 @@ def _asking(socket: str, subject: str) -> Iterator[None]:
         ) from error
 
 
-class Engine:
-    """One engine, kept connected. Every call is bounded and raises EvidenceError where no proper answer comes back."""
+class EngineReader:
+    """What is read of an engine, whichever way its answers come. Each method raises EvidenceError for a strange one."""
 
-    def __init__(self, client: docker.DockerClient, engine_id: str, socket: str, timeout: float) -> None:
-        if not engine_id or not isinstance(engine_id, str):
-            raise EvidenceError(f"engine {socket} has the ID {engine_id!r}, expected text; check the engine's version")
-        self.client = client
-        self.id = engine_id
-        """The engine's own ID."""
-        self.socket = socket
-        self._timeout = timeout
+    id: str
+    """The engine's own ID."""
+    name: str
+    """How the engine is reached, for messages."""
 
-    def close(self) -> None:
-        """Close the kept connections."""
-        self.client.close()
+    def inspect(self, kind: str, name: str) -> Mapping[str, Any] | None:
+        """Return the engine's JSON of an image or a container; None only where the engine says that there is none."""
+        raise NotImplementedError
+
+    def may_be_production(self, prod: Prod) -> Iterable[Mapping[str, Any]]:
+        """Return the inspect JSON of every container that is worth a closer look."""
+        raise NotImplementedError
+
+    def list_changes(self, container_id: ContainerId) -> object:
+        """Return the engine's JSON of what changed in a container's files."""
+        raise NotImplementedError
+
+    def list_publishers(self, port: int) -> object:
+        """Return the engine's list of running containers; those that do not publish the port may be left out."""
+        raise NotImplementedError
+
+    def info(self) -> Mapping[str, Any]:
+        """Return what the engine says of itself; ID and SystemTime at least."""
+        raise NotImplementedError
 
     def read_image(self, reference_or_id: str) -> Image | None:
         """Return the image that bears this reference or full ID; None only where the engine says that there is none."""
-        attrs = self._inspect("image", reference_or_id, self.client.api.inspect_image)
+        attrs = self.inspect("image", reference_or_id)
         if attrs is None:
             return None
         image = parse_image(attrs)
@@ -280,7 +301,7 @@ class Engine:
 
     def read_container(self, name_or_id: str) -> Container | None:
         """Return the container of this exact name or full ID; None only where the engine says that there is none."""
-        attrs = self._inspect("container", name_or_id, self.client.api.inspect_container)
+        attrs = self.inspect("container", name_or_id)
         if attrs is None:
             return None
         container = parse_container(attrs)
@@ -289,15 +310,15 @@ class Engine:
 
     def describe_image(self, image_id: ImageId) -> Mapping[str, Any]:
         """Return the engine's whole inspect JSON of an image, for people; empty where there is none."""
-        return self._inspect("image", image_id.digest, self.client.api.inspect_image) or {}
+        return self.inspect("image", image_id.digest) or {}
 
     def describe_container(self, container_id: ContainerId) -> Mapping[str, Any]:
         """Return the engine's whole inspect JSON of a container, for people; empty where there is none."""
-        return self._inspect("container", container_id.hex, self.client.api.inspect_container) or {}
+        return self.inspect("container", container_id.hex) or {}
 
     def read_compose_project(self, container_id: ContainerId) -> str:
         """Return the compose project that a container belongs to. Raises EvidenceError where it has none."""
-        attrs = self._inspect("container", container_id.hex, self.client.api.inspect_container)
+        attrs = self.inspect("container", container_id.hex)
         project = _labels(attrs).get(_PROJECT_LABEL) if attrs is not None else None
         if not project:
             raise EvidenceError(
@@ -311,40 +332,89 @@ class Engine:
         `repo_path` is the compose folder of the host, as the engine's labels have it. Containers count in any state,
         also one that would take the port only when it is started.
         """
-        with _asking(self.socket, "the list of its containers"):
-            listed = self.client.api.containers(all=True)
-            container_ids = [each["Id"] for each in listed if _may_be_production(each, prod)]
-        containers = []
-        for container_id in container_ids:
-            attrs = self._inspect("container", container_id, self.client.api.inspect_container)
-            # None: removed since it was listed, so it is no part of production now.
-            if attrs is not None and (_is_service(attrs, prod.service, repo_path) or publishes(attrs, prod.port)):
-                containers.append(parse_container(attrs))
+        containers = [
+            parse_container(attrs)
+            for attrs in self.may_be_production(prod)
+            if _is_service(attrs, prod.service, repo_path) or publishes(attrs, prod.port)
+        ]
         image = self.read_image(prod_image)
         return Production(tuple(sorted(containers, key=lambda each: each.id.hex)), image.id if image else None)
 
     def read_changes(self, container_id: ContainerId) -> tuple[Change, ...]:
         """Return every path at which a container's files are not its image's. Nothing is seen below a mount."""
-        with _asking(self.socket, f"the changed files of container {container_id}"):
-            changes = self.client.api.diff(container_id.hex)
+        with _asking(self.name, f"the changed files of container {container_id}"):
+            changes = self.list_changes(container_id)
             # The engine's word for none is null.
             listed = () if changes is None else _list(changes)
             return tuple(Change(_text(each["Path"]), _CHANGES[each["Kind"]]) for each in listed)
 
     def read_clock(self) -> str:
         """Return the engine's own time, in RFC 3339."""
-        with _asking(self.socket, "its time"):
-            return _text(self.client.info()["SystemTime"])
+        with _asking(self.name, "its time"):
+            return _text(self.info()["SystemTime"])
 
     def read_port_owners(self, port: int) -> tuple[PortOwner, ...]:
         """Return every container that publishes a TCP port of the host now, once per address."""
-        with _asking(self.socket, f"the owners of port {port}"):
+        with _asking(self.name, f"the owners of port {port}"):
             return tuple(
                 PortOwner(ContainerId(each["Id"]), _text(each["Names"][0]).removeprefix("/"), bound.get("IP") or "")
-                for each in _list(self.client.api.containers())
+                for each in _list(self.list_publishers(port))
                 for bound in each.get("Ports") or ()
                 if bound.get("PublicPort") == port and bound.get("Type") == "tcp"
             )
+
+
+class Engine(EngineReader):
+    """One engine, kept connected. Every call is bounded and raises EvidenceError where no proper answer comes back."""
+
+    def __init__(self, client: docker.DockerClient, engine_id: str, socket: str, timeout: float) -> None:
+        if not engine_id or not isinstance(engine_id, str):
+            raise EvidenceError(f"engine {socket} has the ID {engine_id!r}, expected text; check the engine's version")
+        self.client = client
+        self.id = engine_id
+        self.name = self.socket = socket
+        self._timeout = timeout
+
+    def close(self) -> None:
+        """Close the kept connections."""
+        self.client.close()
+
+    def inspect(self, kind: str, name: str) -> Mapping[str, Any] | None:
+        """Return the engine's JSON; None only for its own words `No such ...`, never for any other 404."""
+        ask = self.client.api.inspect_image if kind == "image" else self.client.api.inspect_container
+        with _asking(self.socket, f"{kind} {name!r}"):
+            try:
+                attrs = ask(name)
+            except docker.errors.NotFound as error:
+                if f"no such {kind}" in str(error.explanation).lower():
+                    return None
+                raise
+            if not isinstance(attrs, Mapping):
+                raise TypeError(f"expected a JSON object, observed {type(attrs).__name__}")
+            return attrs
+
+    def may_be_production(self, prod: Prod) -> Iterator[Mapping[str, Any]]:
+        """Yield the inspect JSON of containers that may be production; one that was removed meanwhile is none."""
+        with _asking(self.socket, "the list of its containers"):
+            listed = self.client.api.containers(all=True)
+            container_ids = [each["Id"] for each in listed if _may_be_production(each, prod)]
+        found = (self.inspect("container", container_id) for container_id in container_ids)
+        return (attrs for attrs in found if attrs is not None)
+
+    def list_changes(self, container_id: ContainerId) -> object:
+        """Return the engine's JSON of what changed in a container's files."""
+        changes: object = self.client.api.diff(container_id.hex)
+        return changes
+
+    def list_publishers(self, port: int) -> object:  # noqa: ARG002
+        """Return the engine's list of running containers."""
+        listed: object = self.client.api.containers()
+        return listed
+
+    def info(self) -> Mapping[str, Any]:
+        """Return what the engine says of itself."""
+        found: Mapping[str, Any] = self.client.info()
+        return found
 
     @contextlib.contextmanager
     def paused(self, container_id: ContainerId) -> Iterator[None]:
@@ -364,19 +434,6 @@ class Engine:
                 # Somebody else was faster, or the pause never came.
                 if self.client.api.inspect_container(container_id.hex)["State"]["Paused"]:
                     raise
-
-    def _inspect(self, kind: str, name: str, inspect: Callable[[str], Any]) -> Mapping[str, Any] | None:
-        """Return the engine's JSON; None only for its own words `No such ...`, never for any other 404."""
-        with _asking(self.socket, f"{kind} {name!r}"):
-            try:
-                attrs = inspect(name)
-            except docker.errors.NotFound as error:
-                if f"no such {kind}" in str(error.explanation).lower():
-                    return None
-                raise
-            if not isinstance(attrs, Mapping):
-                raise TypeError(f"expected a JSON object, observed {type(attrs).__name__}")
-            return attrs
 
     def logs_tail(self, container_id: ContainerId, lines: int) -> bytes:
         """Return the last lines that a container wrote to standard output and error, 1 MiB at most."""
@@ -486,8 +543,7 @@ class Engine:
             if answer.status_code == http.HTTPStatus.NOT_FOUND:
                 return Place("")
             answer.raise_for_status()
-            stat = json.loads(base64.b64decode(answer.headers[_PATH_STAT]))
-            return Place(_GO_TYPES.get(int(stat["mode"]) & _GO_TYPE_BITS, "other"), _text(stat["linkTarget"]))
+            return parse_place(answer.headers[_PATH_STAT])
 
     def read_archive(self, container_id: ContainerId, path: str, *, timeout: float) -> Iterator[bytes]:
         """Yield the tar archive of a folder of a container as it comes. `timeout` is in seconds, for all of it."""

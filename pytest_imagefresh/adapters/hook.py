@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pytest_imagefresh.adapters.command import Sent
+from pytest_imagefresh.adapters.command import Completed, Sent
 from pytest_imagefresh.adapters.dialogue import Dialogue
 from pytest_imagefresh.adapters.host import Host
 from pytest_imagefresh.core import settings
@@ -20,6 +20,7 @@ from pytest_imagefresh.core.contract import (
     parse_grant,
     parse_report,
     render_hook,
+    request_command,
 )
 from pytest_imagefresh.core.errors import EvidenceError, Refused
 from pytest_imagefresh.core.evidence import HookReport, Tenure
@@ -41,11 +42,13 @@ _RELEASE_SECONDS = 5.0
 class InstalledHook:
     """The deploy hook of one host. Which variables a mode takes: `core.contract`."""
 
-    def __init__(self, host: Host, path: str, *, ours: str = "deploy-hook.sh") -> None:
+    def __init__(self, host: Host, path: str, *, ours: str = "deploy-hook.sh", restricted: bool = False) -> None:
         self._host = host
         self._ours = ours
+        self._restricted = restricted
         self.path = path
-        """Where the hook is, on the host. `ours` is this plugin's own, to be named in advice."""
+        """Where the hook is, on the host. `ours` is this plugin's own, to be named in advice; `restricted` says that
+        the host runs it by itself and is only told mode and variables."""
 
     def call(
         self,
@@ -66,7 +69,7 @@ class InstalledHook:
         """
         if lease is not None:
             variables = {**variables, "LEASE": lease.token}
-        argv = hook_command(self.path, mode, variables)
+        argv = self._command(mode, variables)
         try:
             done = self._host.run(argv, timeout=timeout, stdin=stdin, on_line=on_line)
         except EvidenceError:
@@ -77,20 +80,34 @@ class InstalledHook:
 
     def lease(self, variables: Mapping[str, str], *, patience: float) -> Lease:
         """Ask for the lock of the compose folder, and go on; `patience` as in `Lease`."""
-        dialogue = self._host.start(hook_command(self.path, "--lease", variables))
+        dialogue = self._host.start(self._command("--lease", variables))
         return Lease(dialogue, lambda status, lines: self._report("--lease", status, _joined(lines)), patience=patience)
 
     def check_contract(self) -> None:
         """Raise Refused unless the hook speaks our contract version, EvidenceError where it does not answer at all."""
-        done = self._host.run(hook_command(self.path, "--contract", {}), timeout=_CONTRACT_TIMEOUT)
+        done = self._host.run(self._command("--contract", {}), timeout=_CONTRACT_TIMEOUT)
         observed = done.stdout.decode(errors="replace").strip()
         if done.status in _NOT_FOUND:
             raise EvidenceError(self._not_found())
+        if self._restricted and done.status == 1:
+            raise Refused(f"the hook on {self._host.name} takes nothing from this key: {self._reason(done)}")
         if done.status != 0 or observed != VERSION:
             raise Refused(
                 f"the hook at {self.path} on {self._host.name} answers --contract with {observed[:80]!r} "
                 f"(exit {done.status}), expected {VERSION!r}; {self._advice(observed)}"
             )
+
+    def _command(self, mode: str, variables: Mapping[str, str]) -> list[str]:
+        if self._restricted:
+            return request_command(mode, variables)
+        return hook_command(self.path, mode, variables)
+
+    def _reason(self, done: Completed) -> str:
+        """Return why the hook did not even say its version."""
+        try:
+            return parse_report(done.stdout, done.status, "--contract").reason
+        except EvidenceError as error:
+            return str(error)
 
     def _advice(self, observed: str) -> str:
         if observed.isascii() and observed.isdigit() and int(observed) > int(VERSION):

@@ -142,6 +142,6 @@ def connect(host: settings.Host, timeouts: settings.Timeouts) -> Host:
         return LocalHost(host)
     socket_path(host.docker_host)
     # paramiko costs 150 ms; a local run never pays for it.
-    from pytest_imagefresh.adapters.ssh import SshHost
+    from pytest_imagefresh.adapters.ssh import RestrictedHost, SshHost
 
-    return SshHost(host, timeouts)
+    return (RestrictedHost if host.restricted else SshHost)(host, timeouts)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from pytest_imagefresh.core.audit import Entry, Situation
-from pytest_imagefresh.core.errors import EvidenceError
+from pytest_imagefresh.core.errors import ConfigError, EvidenceError
 from pytest_imagefresh.core.evidence import Anchor, CheckResult, HookReport
 from pytest_imagefresh.core.identity import ImageId, RunId
 from pytest_imagefresh.core.settings import Build, Settings, Target
@@ -59,6 +59,12 @@ SIGNED_SELF_TEST = {
 }
 """The same on a host whose policy requires a verdict."""
 
+REQUEST_LIMIT = 8192
+"""How many bytes a request of a restricted key may have."""
+
+_REQUEST = re.compile(r"[A-Za-z0-9 ._/:@%+=,~?&-]+")
+"""What it may be made of."""
+
 _TOKEN = re.compile(r"[0-9a-f]{64}")
 _STATUS_OF_KIND = {"done": 0, "refused": 1, "usage": 2, "rolled-back": 3, "broken": 4, "unknown": 11}
 
@@ -85,6 +91,7 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
     cases: dict[str, str] = {}
     history: list[Entry] = []
     status: Situation = Situation()
+    observed: dict[str, str] = {}
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -203,6 +210,33 @@ def break_glass_variables(
     return {**variables, "SOURCE_IMAGE": image.digest, "REASON": encode_list([reason])}
 
 
+def observation_variables(
+    target: Target, settings: Settings, *, run_id: RunId, words: str, image: ImageId | None, paths: Sequence[str]
+) -> dict[str, str]:
+    """Return the variables of `--observe`. `words` say what is wanted, `image` and `paths` of what."""
+    staging, bounds = target.staging, settings.timeouts
+    variables = {
+        **_always(target, settings, run_id),
+        "OBSERVE": words,
+        "TARGET_IMAGE": target.image,
+        "TARGET_SERVICE": staging.service,
+        "TARGET_PORT": str(staging.port),
+        "COMPOSE_PROFILE": staging.profile,
+        "STAGING_CONTAINER": staging.container,
+        "PROD_IMAGE": target.prod_image,
+        "PROD_SERVICE": target.prod.service,
+        "PROD_PORT": str(target.prod.port),
+        "HEALTH_PATH": staging.health_path,
+        "HEALTH_TIMEOUT": f"{bounds.health:g}",
+        "SETTLE": f"{settings.settle:g}",
+    }
+    if image is not None:
+        variables["OBSERVE_IMAGE"] = image.digest
+    if paths:
+        variables["OBSERVE_PATHS"] = encode_list(paths)
+    return variables
+
+
 def parse_grant(line: str) -> Grant | None:
     """Return what a line of `--lease` grants; None where it is another line, such as its report."""
     try:
@@ -231,6 +265,27 @@ def hook_command(hook: str, mode: str, variables: Mapping[str, str]) -> list[str
     return ["/usr/bin/env", "-i", *(f"{name}={value}" for name, value in variables.items()), hook, mode]
 
 
+def request_command(mode: str, variables: Mapping[str, str]) -> list[str]:
+    """Return one call as a restricted key makes it: its words, joined by blanks, are the whole ssh command.
+
+    Raises ConfigError for a value that such a request cannot carry.
+    """
+    for name, value in variables.items():
+        if value and (" " in value or not _REQUEST.fullmatch(value)):
+            raise ConfigError(
+                f"{name} is {value!r}, which a restricted key cannot pass on; expected letters, digits and "
+                "._/:@%+=,~?&-; correct the setting"
+            )
+    words = [mode, *(f"{name}={value}" for name, value in variables.items())]
+    size = len(" ".join(words))
+    if size > REQUEST_LIMIT:
+        raise ConfigError(
+            f"the request of {mode} has {size} bytes, expected {REQUEST_LIMIT} at most for a restricted key; "
+            "shorten the check's command or the build arguments"
+        )
+    return words
+
+
 def deploy_command(hook: str, variables: Mapping[str, str], expected_revision: str | None) -> list[str]:
     """Return the promote call for a caller's own ssh. None leaves EXPECTED_REVISION unset: no provenance check."""
     chosen = {name: value for name, value in variables.items() if name != "EXPECTED_REVISION"}
@@ -250,6 +305,7 @@ def parse_report(stdout: bytes, exit_status: int, mode: str) -> HookReport:
     try:
         line = msgspec.json.decode(lines[0], type=_Line)
         output = base64.b64decode(line.check_output, validate=True)
+        observed = {name: base64.b64decode(data, validate=True) for name, data in line.observed.items()}
     except (msgspec.DecodeError, binascii.Error) as error:
         raise EvidenceError(
             f"the hook's {mode} printed no valid report: {error}; observed {lines[0][:200]!r}"
@@ -281,6 +337,7 @@ def parse_report(stdout: bytes, exit_status: int, mode: str) -> HookReport:
         cases=line.cases,
         history=tuple(line.history),
         situation=line.status,
+        observed=observed,
     )
 
 

@@ -212,3 +212,5 @@ class HookReport:
     """What `--history` tells, the newest last."""
     situation: Situation = field(default_factory=Situation)
     """What `--status` tells."""
+    observed: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """What `--observe` brings back, by its word: the engine's own answers, as they came."""

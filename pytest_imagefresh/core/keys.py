@@ -253,6 +253,7 @@ KEYS: dict[str, Key] = {
     "host.docker_host": Key(Kind.TEXT, "unix:///path/of/docker.sock, as the Docker host sees it", _is_docker_host),
     "host.docker_config": Key(Kind.TEXT, "an absolute path on the Docker host, or ''", _or_empty(_is_host_folder)),
     "host.engine_id": Key(Kind.TEXT, "the engine's ID as 'docker info' prints it", _matches(_ENGINE)),
+    "host.restricted": Key(Kind.FLAG, "true or false"),
     "timeouts.git": _BOUND,
     "timeouts.inspect": _BOUND,
     "timeouts.build": _BOUND,

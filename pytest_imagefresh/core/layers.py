@@ -233,6 +233,11 @@ def _check_together(configuration: Configuration) -> None:
 
 def _check_host(configuration: Configuration) -> None:
     settings, host = configuration.settings, configuration.settings.host
+    if host.restricted and host.is_local:
+        _refuse_together(configuration, "host.ssh", "'local'", "an ssh target, because host.restricted is true")
+    if host.restricted and host.hook == "bundled":
+        expected = "the hook that is installed there, because host.restricted is true: the key can send no other"
+        _refuse_together(configuration, "host.hook", "'bundled'", expected)
     if not host.is_local:
         for key, value in (("host_repos_dir", settings.host_repos_dir), ("host.repo_path", host.repo_path)):
             if not value:

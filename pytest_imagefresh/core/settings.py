@@ -31,6 +31,8 @@ class Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """A DOCKER_CONFIG folder on the host for a bundled hook (Compose plugin); "" means the engine's usual places."""
     engine_id: str = ""
     """Refuse any other engine; "" accepts the one that answers, and records it."""
+    restricted: bool = False
+    """Whether our key reaches nothing on the host but the hook (`--ssh`): evidence comes from its `--observe`."""
 
     @property
     def is_local(self) -> bool:

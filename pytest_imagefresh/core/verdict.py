@@ -309,6 +309,14 @@ def check_self_test(report: HookReport, cases: Mapping[str, str], subject: Image
     )
 
 
+def check_unlabelled(report: HookReport, subject: ImageId) -> Verdict:
+    """Accept when the hook refused an image without revision label: one of ours, or the one of its own self-test."""
+    cause = "revision-missing"
+    if report.mode == "--self-test":
+        return check_self_test(report, {"unlabelled": cause}, subject)
+    return check_refused(report, "an unlabelled image", {cause}, subject)
+
+
 def check_lease(tenure: Tenure, subject: ImageId) -> Verdict:
     """Accept when the lock of the host was held without a break since before the first observation."""
     expected, observed = f"{tenure.needed:.1f} s", f"{tenure.held:.1f} s"

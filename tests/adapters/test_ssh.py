@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
@@ -71,7 +72,8 @@ def use_home(monkeypatch: pytest.MonkeyPatch, server: Sshd) -> None:
 
 
 def settings_for(server: Sshd, **changes: str) -> settings.Host:
-    return settings.Host(**{"ssh": server.target, "known_hosts": str(server.known_hosts), **changes})
+    values: dict[str, Any] = {"ssh": server.target, "known_hosts": str(server.known_hosts), **changes}
+    return settings.Host(**values)
 
 
 def connect_to(server: Sshd, *, timeouts: settings.Timeouts = BOUND, **changes: str) -> Host:

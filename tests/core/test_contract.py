@@ -10,8 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_imagefresh.core.contract import deploy_command, encode_list, hook_command, parse_report, render_hook
-from pytest_imagefresh.core.errors import EvidenceError
+from pytest_imagefresh.core.contract import (
+    REQUEST_LIMIT,
+    deploy_command,
+    encode_list,
+    hook_command,
+    parse_report,
+    render_hook,
+    request_command,
+)
+from pytest_imagefresh.core.errors import ConfigError, EvidenceError
 
 LINE: dict[str, Any] = {
     "mode": "--verify",
@@ -111,3 +119,38 @@ def test_a_constant_cannot_end_its_quotes(value: str) -> None:
 def test_a_hook_without_that_constant_is_not_sent(script: str) -> None:
     with pytest.raises(EvidenceError, match="expected 1"):
         render_hook(script, {"ENGINE": "unix:///x"})
+
+
+# --- a restricted key -------------------------------------------------------------------------------------------------
+
+
+def test_a_request_is_mode_and_words() -> None:
+    variables = {
+        "REPO": "shop",
+        "EXPECTED_REVISION": "",
+        "HEALTH_PATH": "/a~b?c=%20&d",
+        "BUILD_ARGS": encode_list(["A=b c"]),
+    }
+    words = request_command("--verify", variables)
+    assert words == ["--verify", *(f"{name}={value}" for name, value in variables.items())]
+    assert len(" ".join(words).split(" ")) == len(words)
+
+
+@pytest.mark.parametrize("value", ["a b", " ", "a;b", "a\nb", "$x", "`x`", "a'b", "é", "\0", "a[0]", "*", "{x}", "#"])
+def test_what_a_request_cannot_carry_is_told_before_it_is_sent(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"COMPOSE_DIR is .* which a restricted key cannot pass on"):
+        request_command("--verify", {"COMPOSE_DIR": value})
+
+
+def test_a_request_that_is_too_long_is_told_before_it_is_sent() -> None:
+    head = len("--verify LEASE=")
+    assert request_command("--verify", {"LEASE": "a" * (REQUEST_LIMIT - head)})
+    with pytest.raises(ConfigError, match=f"{REQUEST_LIMIT + 1} bytes"):
+        request_command("--verify", {"LEASE": "a" * (REQUEST_LIMIT - head + 1)})
+
+
+def test_observations_are_read_to_the_byte() -> None:
+    report = parse_report(printed(observed={"log": base64.b64encode(b"\0\xff\n").decode()}), 0, "--verify")
+    assert report.observed == {"log": b"\0\xff\n"}
+    with pytest.raises(EvidenceError, match="no valid report"):
+        parse_report(printed(observed={"log": "no base64!"}), 0, "--verify")

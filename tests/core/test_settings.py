@@ -218,6 +218,7 @@ GOOD: dict[str, list[object]] = {
     "host.docker_host": ["unix:///tmp/docker.sock"],
     "host.docker_config": ["", "/x"],
     "host.engine_id": ["ABCD:EF12", "9f3c-11"],
+    "host.restricted": [False],
     "timeouts.git": [0.1, 1, 86400],
     "targets.*.image": ["a", "a:1", "r.example.com:5000/a/b__c-d:Tag_1.x", "localhost/a"],
     "targets.*.prod.profile": ["", "prod"],
@@ -281,6 +282,7 @@ BAD: dict[str, list[object]] = {
     "host.docker_host": [*TEXT, "", "tcp://h:2375", "ssh://h", "/x.sock", "unix://x", "unix:///a/../b"],
     "host.docker_config": ["x", 1, "/a/../b"],
     "host.engine_id": [*TEXT, "", "*", "a b"],
+    "host.restricted": ["true", 1, 0, None, [], {}],
     **{f"timeouts.{name}": [*SECONDS, 0, 0.0] for name in ("git", "inspect", "build", "health", "check", "content")},
     "signing.key": FILE_HERE,
     "signing.principal": [*TEXT, "", "*", "a*", "a b", "!x", "a,b"],
@@ -362,6 +364,16 @@ BAD: dict[str, list[object]] = {
         ["[!x]*/?"],
     ],
 }
+
+
+def test_a_restricted_key_needs_an_ssh_host_and_an_installed_hook() -> None:
+    extra = {"host_repos_dir": "/r"}
+    host = {"repo_path": "/x", "restricted": True}
+    assert build(extra, {"host": {**host, "ssh": "deploy@h"}}).settings.host.restricted
+    with pytest.raises(ConfigError, match=r"^host\.ssh: 'local'; expected an ssh target, because host\.restricted"):
+        build(extra, {"host": host})
+    with pytest.raises(ConfigError, match=r"^host\.hook: 'bundled'; expected the hook that is installed there"):
+        build(extra, {"host": {**host, "ssh": "deploy@h", "hook": "bundled"}})
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in GOOD.items() for value in values], ids=repr)

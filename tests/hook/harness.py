@@ -40,6 +40,7 @@ KEYS = {
     "cases",
     "history",
     "status",
+    "observed",
 }
 STATUS_OF_KIND = {"done": 0, "refused": 1, "usage": 2, "rolled-back": 3, "broken": 4, "unknown": 11}
 

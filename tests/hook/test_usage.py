@@ -38,12 +38,12 @@ def test_help_names_every_mode_and_variable(pretended: PretendedHost) -> None:
     done = pretended.hook.run("--help", {})
     assert (done.returncode, done.stderr) == (0, b"")
     text = done.stdout.decode()
-    modes = ["--build-staging", "--verify", "--promote", "--lease", "--self-test", "--contract", "--help"]
+    modes = ["--build-staging", "--observe", "--verify", "--promote", "--lease", "--self-test", "--contract", "--help"]
     optional = ["LEASE", "BUILD_ARGS", "STAGING_CHECK_COMMAND", "EXPECTED_REVISION", "EXPECTED_IMAGE_ID", "PROD_PIN"]
     assert [word for word in [*modes, *ALWAYS, *STAGING_ONLY, *PROMOTION_ONLY, *optional] if word not in text] == []
 
 
-@pytest.mark.parametrize("mode", ["", "promote", "--Promote", "--observe", "--verify ", "-h", "--promote\n", "$(id)"])
+@pytest.mark.parametrize("mode", ["", "promote", "--Promote", "--observe ", "--verify ", "-h", "--promote\n", "$(id)"])
 def test_an_unknown_mode_is_wrong_usage(pretended: PretendedHost, mode: str) -> None:
     assert pretended.hook.call(mode, pretended.promotion_variables()).verdict == (2, "mode-unknown")
     assert pretended.calls == []

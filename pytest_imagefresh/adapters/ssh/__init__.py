@@ -5,6 +5,7 @@ Importing this package imports paramiko; only a run against an ssh host does so.
 
 from __future__ import annotations
 
+from pytest_imagefresh.adapters.ssh.restricted import RestrictedHost
 from pytest_imagefresh.adapters.ssh.session import SshHost
 
-__all__ = ["SshHost"]
+__all__ = ["RestrictedHost", "SshHost"]

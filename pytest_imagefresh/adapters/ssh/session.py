@@ -200,7 +200,7 @@ class SshHost:
 
     def _open_session(self, argv: Sequence[str], seconds: float) -> paramiko.Channel:
         """Start a program on the host and return the channel to it."""
-        line = shlex.join(argv)
+        line = self._command_line(argv)
         self._require_open()
         if "\0" in line:
             raise EvidenceError(
@@ -213,6 +213,10 @@ class SshHost:
                 f"ssh host {self.name}: '{describe(argv)}' could not be started within {seconds:g} s: "
                 f"{reason(error)}; check the connection, and MaxSessions in sshd_config"
             ) from error
+
+    def _command_line(self, argv: Sequence[str]) -> str:
+        """Return a program and its arguments as the host's login shell reads them."""
+        return shlex.join(argv)
 
     def _explain(self, problem: Problem, argv: Sequence[str], timeout: float, stderr: bytes) -> str:
         where = f" on {self.name}"
