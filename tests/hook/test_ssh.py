@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_imagefresh.core.contract import encode_list, render_hook
+from pytest_imagefresh.core.contract import encode_list
 from tests.hook.harness import RUN_ID, Outcome, PretendedHost, changed
 from tests.sshd import Sshd
 
@@ -28,26 +28,12 @@ class BoundHost(PretendedHost):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.policies = folder / "policies"
-        self.policies.mkdir()
-        self.policies.chmod(0o755)
-        self.write_policy()
-        text = self.hook.path.read_text()
-        self.hook.path.write_text(render_hook(text, {"POLICY_DIR": str(self.policies)}))
+        self.bind()
 
-    def write_policy(self, name: str = "shop", **changes: str | None) -> None:
-        """Write a policy for the production of the repo `shop`; None leaves a line out."""
-        lines = {
-            "PROD_IMAGE": "shop-shop",
-            "PROD_SERVICE": "shop",
-            "PROD_PORT": "43100",
-            "COMPOSE_DIR": str(self.compose_dir),
-            "REQUIRE": "revision image_id",
-            "REPOS_DIR": str(self.clone.path.parent),
-        }
-        path = self.policies / f"{name}.conf"
-        path.write_text("".join(f"{key}={value}\n" for key, value in changed(lines, changes).items()))
-        path.chmod(0o644)
+    def bind(self, **changes: str | None) -> None:
+        """Write the policy that keys are bound to; None leaves a line out."""
+        own = {"REQUIRE": "revision image_id", "REPOS_DIR": str(self.clone.path.parent), "ALLOWED_SIGNERS": None}
+        self.policy(**{**own, **changes})
 
     def ask(
         self,
@@ -335,7 +321,7 @@ def test_without_a_policy_nothing_is_done(bound: BoundHost) -> None:
     request = words("--verify", bound.promotion_variables())
     assert bound.asked(request, target="other").verdict == (1, "policy-missing")
     assert bound.asked("--contract", target="other").verdict == (1, "policy-missing")
-    bound.write_policy(REQUIRE=None)
+    bound.bind(REQUIRE=None)
     assert bound.asked(request).verdict == (1, "policy-invalid")
     (bound.policies / "shop.conf").unlink()
     assert bound.asked(request).verdict == (1, "policy-missing")
@@ -372,7 +358,7 @@ def test_a_clone_lies_where_the_policy_says(bound: BoundHost, context: str) -> N
 
 
 def test_without_a_folder_of_clones_only_a_pack_is_taken(bound: BoundHost) -> None:
-    bound.write_policy(REPOS_DIR=None)
+    bound.bind(REPOS_DIR=None)
     variables = bound.staging_variables()
     assert bound.asked(words("--build-staging", variables)).verdict == (1, "clone-outside")
     assert bound.asked(words("--build-staging", {**variables, "BUILD_CONTEXT": "-"})).verdict == (1, "pack-broken")
