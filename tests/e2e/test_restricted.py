@@ -10,35 +10,46 @@ from pytest_imagefresh.core.chain import Link
 from pytest_imagefresh.core.contract import render_hook
 from tests.e2e.conftest import MakePipeline
 from tests.e2e.pipeline import Pipeline
+from tests.sshd import make_key
 from tests.support import foreign_server
 
 pytestmark = pytest.mark.root  # a policy must be root's
 
-CONTENT = {"targets": {"orchestrator": {"content": {"/app/src": "src"}}}}
+PRINCIPAL = "gate@orchestrator"
+CONTENT: dict[str, object] = {"targets": {"orchestrator": {"content": {"/app/src": "src"}}}}
 
 
-def restrict(pipeline: Pipeline, allow: str = "gate") -> None:
-    """Let the pipeline's key reach the hook only, bound to the policy of its target."""
+def restrict(pipeline: Pipeline, allow: str = "gate", *, signer: Path | None = None) -> None:
+    """Let the pipeline's key reach the hook only, bound to the policy of its target.
+
+    With a signer the policy requires verdicts of that key, and the pipeline issues them.
+    """
     copy = pipeline.copy
     folder = copy.compose_dir.parent / "policies"
     folder.mkdir(exist_ok=True)
-    folder.chmod(0o755)
     lines = {
         "PROD_IMAGE": copy.prod_image,
         "PROD_SERVICE": "orchestrator",
         "PROD_PORT": copy.prod_port,
         "COMPOSE_DIR": copy.compose_dir,
         "REPOS_DIR": pipeline.clones_on_host(),
-        "REQUIRE": "revision image_id",
+        "REQUIRE": "revision image_id" if signer is None else "revision image_id verdict",
     }
-    policy = folder / "orchestrator.conf"
-    policy.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
-    policy.chmod(0o644)
+    more: dict[str, object] = {}
+    if signer is not None:
+        public = signer.with_suffix(".pub").read_text()
+        signers = folder / "allowed_signers"
+        signers.write_text(f'{PRINCIPAL} namespaces="imagefresh" {" ".join(public.split()[:2])}\n')
+        lines["ALLOWED_SIGNERS"] = signers
+        more["signing"] = {"key": str(signer), "principal": PRINCIPAL}
+        for ledger in (copy.compose_dir / ".imagefresh", copy.compose_dir / ".imagefresh/verdicts"):
+            ledger.mkdir(mode=0o700, exist_ok=True)
+    (folder / "orchestrator.conf").write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
     pipeline.hook.write_text(render_hook(pipeline.hook.read_text(), {"POLICY_DIR": str(folder)}))
     assert pipeline.sshd is not None
     command = f"{pipeline.hook} --ssh --target orchestrator --allow {allow}"
     pipeline.sshd.authorize(f'restrict,command="{command}"')
-    pipeline.configure(host={"restricted": True}, **CONTENT)
+    pipeline.configure(host={"restricted": True}, **CONTENT, **more)
 
 
 @pytest.fixture
@@ -66,6 +77,21 @@ def test_the_whole_gate_passes_and_only_the_other_key_promotes(restricted: Pipel
     promoted = restricted.promote()
     assert promoted.status == 0, promoted.output
     assert restricted.prod == revision
+
+
+def test_a_verdict_goes_the_same_way_and_works_once(restricted: Pipeline, tmp_path: Path) -> None:
+    make_key(tmp_path / "signer")
+    restrict(restricted, signer=tmp_path / "signer")
+    before = restricted.prod
+    revision = restricted.copy.commit({"src/orchestrator/NEWS": "new"})
+    done = restricted.gate()
+    assert done.status == 0, done.output
+    assert restricted.prod == before
+    restrict(restricted, "promote", signer=tmp_path / "signer")
+    promoted = restricted.promote()
+    assert promoted.status == 0, promoted.output
+    assert restricted.prod == revision
+    assert restricted.promote().status == 1
 
 
 def test_a_stale_image_does_not_pass(restricted: Pipeline) -> None:

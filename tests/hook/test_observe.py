@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
+import subprocess
+import time
 from typing import Any
 
 import pytest
@@ -134,3 +138,20 @@ def test_a_malformed_question_is_wrong_usage(pretended: PretendedHost, name: str
     variables = {**pretended.staging_variables(), **pretended.promotion_variables(), "OBSERVE": "places"}
     outcome = pretended.hook.call("--observe", changed(variables, {"OBSERVE_PATHS": encode_list(["/"]), name: value}))
     assert outcome.status == 2, outcome.reason
+
+
+def test_a_pause_ends_although_the_hook_is_killed_in_it(running: RealHost) -> None:
+    name = running.copy.staging_container
+    variables = {**running.staging_variables(), **running.promotion_variables(), "OBSERVE": "silence"}
+    hook = subprocess.Popen(
+        [running.hook.path, "--observe"], env=variables, stdout=-3, stderr=-3, start_new_session=True
+    )
+    while (status := running.container(name, ".State.Status")) == "running" and hook.poll() is None:
+        pass
+    os.killpg(hook.pid, signal.SIGKILL)
+    hook.wait()
+    assert status == "paused"
+    give_up = time.monotonic() + 10
+    while running.container(name, ".State.Status") == "paused" and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert running.container(name, ".State.Status") == "running"
