@@ -25,8 +25,9 @@ VERDICT_LIMIT = 6000
 _VERIFIER = "urn:imagefresh:gate:1:"
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _PRINCIPAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,254}")
-_WORD = re.compile(r"[A-Za-z0-9_./:@-]*")
+_WORD = re.compile(r"[A-Za-z0-9_./:@-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_PROD_RUNS = re.compile(r"(sha256:[0-9a-f]{64})?")
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,12 @@ class Statement:
             _TIME.fullmatch(self.time)
             and _PRINCIPAL.fullmatch(self.principal)
             and _SHA256.fullmatch(self.compose_sha256)
+            and _PROD_RUNS.fullmatch(self.prod_runs)
+            # JSON's true and 8500.5 would compare as numbers, and render to their own bytes again.
+            and type(self.prod_port) is int
             and 1 <= self.prod_port <= 65535
             # None of these has a character that JSON escapes, so that the hook can print the very same bytes.
-            and all(
-                map(_WORD.fullmatch, [self.prod_image, self.repo, self.prod_service, self.engine_id, self.prod_runs])
-            )
+            and all(map(_WORD.fullmatch, [self.prod_image, self.repo, self.prod_service, self.engine_id]))
         )
         if not fits:
             raise EvidenceError(f"not a statement of a gate: {self}; expected plain names, a time in UTC and digests")
@@ -96,12 +98,13 @@ class Statement:
     def test_result(self, tests: Mapping[str, str], settings_file: bytes) -> bytes:
         """Return a test-result statement about the same image and commit, for dashboards; it is not signed.
 
-        `tests` maps each test to how it ended, `passed` or otherwise; `settings_file` is the evidence of that name.
+        `tests` maps each test to how it ended, `passed` or otherwise; no test at all is a failure.
+        `settings_file` is the evidence of that name.
         """
         failed = sorted(name for name, outcome in tests.items() if outcome != "passed")
         settings = {"name": "settings.json", "digest": {"sha256": hashlib.sha256(settings_file).hexdigest()}}
         predicate = {
-            "result": "FAILED" if failed else "PASSED",
+            "result": "PASSED" if tests and not failed else "FAILED",
             "configuration": [settings],
             "passedTests": sorted(tests.keys() - set(failed)),
             "warnedTests": [],
@@ -130,7 +133,7 @@ def parse_statement(text: bytes) -> Statement:
             prod_runs=bound["prod_runs"],
             compose_sha256=bound["compose_sha256"],
         )
-    except (msgspec.DecodeError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (msgspec.DecodeError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise EvidenceError(
             f"not a statement of a gate: {error!r}; expected verdict.json of a complete gate"
         ) from error

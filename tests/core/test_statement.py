@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from dataclasses import replace
 
@@ -100,6 +102,10 @@ def test_the_predicate_is_a_simple_verification_result() -> None:
     [
         {"prod_image": 'shop","x":"'},
         {"prod_image": "shop\n"},
+        {"prod_image": ""},
+        {"repo": ""},
+        {"prod_service": ""},
+        {"engine_id": ""},
         {"repo": "shöp"},
         {"principal": ""},
         {"principal": "*"},
@@ -109,8 +115,11 @@ def test_the_predicate_is_a_simple_verification_result() -> None:
         {"prod_service": "a\\b"},
         {"prod_port": 0},
         {"prod_port": 65536},
+        {"prod_port": True},
+        {"prod_port": 8500.5},
         {"engine_id": "a b"},
         {"prod_runs": "<none>"},
+        {"prod_runs": "shop:latest"},
         {"compose_sha256": ""},
         {"compose_sha256": "C" * 64},
     ],
@@ -135,6 +144,10 @@ def test_what_the_hook_could_not_print_is_no_statement(change: dict[str, object]
         (b"GATE_COMPLETE", b"GATE"),
         (b'"prod_port":8500', b'"prod_port":"8500"'),
         (b'"prod_port":8500', b'"prod_port":8.5e3'),
+        (b'"prod_port":8500', b'"prod_port":8500.5'),
+        (b'"prod_port":8500', b'"prod_port":true'),
+        (b'"prod_port":8500', b'"prod_port":1,"prod_port":8500'),
+        (b'"name":"shop"', b'"name":""'),
         (b"1" * 40, b"1" * 12),
         (b"gitCommit", b"sha1"),
         (b"urn:imagefresh:gate:1:", b"urn:imagefresh:gate:2:"),
@@ -143,8 +156,10 @@ def test_what_the_hook_could_not_print_is_no_statement(change: dict[str, object]
         (GOOD.render(), b"null"),
         (GOOD.render(), b"\xff"),
         (GOOD.render(), b""),
+        (GOOD.render(), GOOD.render() * 2),
+        (GOOD.render(), b"[" * 100_000),
     ],
-    ids=str,
+    ids=lambda part: str(part)[:60],
 )
 def test_any_other_bytes_are_no_statement(before: bytes, after: bytes) -> None:
     text = GOOD.render()
@@ -158,6 +173,22 @@ def test_the_test_result_names_what_passed_and_what_did_not() -> None:
     assert (predicate["result"], predicate["passedTests"], predicate["failedTests"]) == ("FAILED", ["a", "b"], ["c"])
     assert predicate["configuration"][0]["name"] == "settings.json"
     assert json.loads(GOOD.test_result({"b": "passed"}, b"{}"))["predicate"]["result"] == "PASSED"
+
+
+def test_no_test_at_all_is_no_pass() -> None:
+    assert json.loads(GOOD.test_result({}, b"{}"))["predicate"]["result"] == "FAILED"
+
+
+def test_the_test_result_names_the_settings_by_their_bytes() -> None:
+    """A ResourceDescriptor: the SHA-256 of the file as it lies in the evidence."""
+    (settings,) = json.loads(GOOD.test_result({"b": "passed"}, b"{}\n"))["predicate"]["configuration"]
+    assert settings == {"name": "settings.json", "digest": {"sha256": hashlib.sha256(b"{}\n").hexdigest()}}
+
+
+@given(st.binary(max_size=600))
+def test_a_packed_verdict_is_both_in_one_line_of_base64(signature: bytes) -> None:
+    packed = pack_verdict(GOOD.render(), signature)
+    assert base64.b64decode(packed, validate=True) == GOOD.render() + signature
 
 
 def test_a_verdict_that_the_hook_would_not_take_is_refused_here() -> None:
