@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pytest_imagefresh.adapters.signing import check_key, check_signature, sign
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError
 from pytest_imagefresh.core.settings import Signing
 from tests.hook.verdicts import make_key
+from tests.hook.verdicts import sign as sign_elsewhere
 from tests.support import ROOT, run
 
 TEXT = b"a statement\n"
@@ -36,6 +38,34 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
     yield socket
     os.kill(int(pid[1]), signal.SIGTERM)
+
+
+@pytest.fixture
+def locked_key(key: Path) -> Path:
+    """A key with a passphrase."""
+    run(["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", str(key)])
+    return key
+
+
+def answering(tmp_path: Path) -> Path:
+    """A program that gives the passphrase to whoever asks, and leaves a trace of it."""
+    program = tmp_path / "askpass"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\necho secret\n")
+    program.chmod(0o755)
+    return program
+
+
+def add_locked(tmp_path: Path, key: Path, agent: Path) -> None:
+    asking = {"SSH_ASKPASS": str(answering(tmp_path)), "SSH_ASKPASS_REQUIRE": "force", "SSH_AUTH_SOCK": str(agent)}
+    run(["ssh-add", "-q", str(key)], env={**os.environ, **asking})
+
+
+def told(key: Path) -> str:
+    """What the operator is told of a key that does not sign: one line."""
+    with pytest.raises(ConfigError, match=r"^signing\.key: ") as caught:
+        check_key(signing(key), timeout=SECONDS)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def signing(key: Path) -> Signing:
@@ -89,22 +119,103 @@ def test_a_key_in_the_agent_signs_by_its_public_half(tmp_path: Path, key: Path, 
 def test_a_key_that_the_agent_does_not_hold_is_told(key: Path, agent: Path) -> None:
     assert agent.exists()
     key.unlink()
-    with pytest.raises(ConfigError, match="expected a private key without a passphrase"):
-        check_key(signing(key.with_suffix(".pub")), timeout=SECONDS)
+    assert told(key.with_suffix(".pub")).endswith(
+        "no ssh-agent holds its private half (ssh-agent was asked); ssh-add that"
+    )
 
 
-def test_a_key_with_a_passphrase_is_told_and_nobody_is_asked(key: Path) -> None:
-    run(["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", str(key)])
-    with pytest.raises(ConfigError, match=r"signing\.key: .*passphrase"):
-        check_key(signing(key), timeout=SECONDS)
+def test_a_public_half_without_an_agent_is_told(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    key.unlink()
+    assert "(SSH_AUTH_SOCK is not set); ssh-add" in told(key.with_suffix(".pub"))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"a text\n", b"\x00\xff"], ids=str)
-def test_what_is_no_key_is_told(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize("asked", [{}, {"SSH_ASKPASS_REQUIRE": "force", "DISPLAY": ":1"}], ids=str)
+def test_a_key_with_a_passphrase_is_told_and_nobody_is_asked(
+    tmp_path: Path, locked_key: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, str]
+) -> None:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.setenv("SSH_ASKPASS", str(answering(tmp_path)))
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    assert f"it has a passphrase, and no ssh-agent holds it; ssh-add {locked_key}" in told(locked_key)
+    assert not (tmp_path / "asked").exists()
+
+
+def test_a_key_with_a_passphrase_signs_once_the_agent_holds_it(tmp_path: Path, locked_key: Path, agent: Path) -> None:
+    assert "it has a passphrase" in told(locked_key)
+    add_locked(tmp_path, locked_key, agent)
+    check_key(signing(locked_key), timeout=SECONDS)
+    assert check(tmp_path, locked_key) == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "no key file at "),
+        (b"", "ssh-keygen finds no key in it"),
+        (b"a text\n", "ssh-keygen finds no key in it"),
+        (b"\x00\xff", "ssh-keygen finds no key in it"),
+        (
+            b"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n",
+            "ssh-keygen finds no key in it",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_no_key_is_told(tmp_path: Path, content: bytes | None, reason: str) -> None:
     if content is not None:
         (tmp_path / "key").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"signing\.key"):
-        check_key(signing(tmp_path / "key"), timeout=SECONDS)
+        (tmp_path / "key").chmod(0o600)
+    assert reason in told(tmp_path / "key")
+
+
+def test_a_folder_is_no_key(tmp_path: Path) -> None:
+    assert "no key file at " in told(tmp_path)
+
+
+def test_a_key_that_others_may_read_is_told(key: Path) -> None:
+    key.chmod(0o644)
+    assert told(key).endswith(f"others may read it; chmod 0600 {key}")
+
+
+def test_a_key_beside_the_public_half_of_another_is_told(tmp_path: Path, key: Path) -> None:
+    """ssh-keygen itself compares the two."""
+    key.with_suffix(".pub").write_bytes(make_key(tmp_path / "other").with_suffix(".pub").read_bytes())
+    assert "doesn't match private" in told(key)
+
+
+def test_a_key_is_found_in_the_home_folder(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(key.parent))
+    check_key(Signing(key=f"~/{key.name}", principal="gate@shop"), timeout=SECONDS)
+
+
+@pytest.mark.parametrize("instead", ["-f {other} -n imagefresh", "-f {key} -n git"], ids=str)
+def test_a_signature_that_is_not_the_keys_own_is_not_returned(
+    tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch, instead: str
+) -> None:
+    """A program that signs with something else, as a broken agent or a wrapper on PATH would."""
+    words = instead.format(key=key, other=make_key(tmp_path / "other"))
+    real = shutil.which("ssh-keygen")
+    program = f'#!/bin/sh\ncase "$*" in *" sign "*) exec {real} -q -Y sign {words} ;; esac\nexec {real} "$@"\n'
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ssh-keygen").write_text(program)
+    (tmp_path / "bin" / "ssh-keygen").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    with pytest.raises(EvidenceError, match="expected a signature of SHA256:"):
+        sign(TEXT, signing(key), timeout=SECONDS)
+
+
+def test_a_signature_for_another_namespace_does_not_hold(tmp_path: Path, key: Path) -> None:
+    signature = sign_elsewhere(key, TEXT, "git")
+    assert check_signature(TEXT, signature, "gate@shop", signers(tmp_path, key), timeout=SECONDS) != ""
+    allowed = signers(tmp_path, key, 'namespaces="imagefresh,git"')
+    assert check_signature(TEXT, signature, "gate@shop", allowed, timeout=SECONDS) != ""
+
+
+@pytest.mark.parametrize("signature", [b"", b"a text\n"], ids=str)
+def test_what_is_no_signature_does_not_hold(tmp_path: Path, key: Path, signature: bytes) -> None:
+    assert check_signature(TEXT, signature, "gate@shop", signers(tmp_path, key), timeout=SECONDS) != ""
 
 
 def test_the_documented_recipe_works(tmp_path: Path) -> None:
