@@ -10,8 +10,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from pytest_imagefresh.adapters import records
 from pytest_imagefresh.adapters.signing import check_key, check_signature, sign
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError
 from pytest_imagefresh.core.settings import Signing
@@ -218,12 +220,41 @@ def test_what_is_no_signature_does_not_hold(tmp_path: Path, key: Path, signature
     assert check_signature(TEXT, signature, "gate@shop", signers(tmp_path, key), timeout=SECONDS) != ""
 
 
-def test_the_documented_recipe_works(tmp_path: Path) -> None:
-    """Every shell block of docs/verdicts.md, one after the other, in one folder."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "verdicts.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 4
+def documented() -> list[str]:
+    """Every shell block of docs/verdicts.md."""
+    return re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "verdicts.md").read_text(), re.DOTALL)
+
+
+def test_the_documented_recipe_works(tmp_path: Path, agent: Path) -> None:
+    """One block after the other, in one folder; after each, who may sign is looked at with this plugin's own eyes."""
+    assert agent.exists()
     (tmp_path / "verdict.json").write_bytes(TEXT)
-    script = "\n".join(["set -eux", *blocks])
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert 'Good "imagefresh" signature for gate@orchestrator' in done.stdout
+    said, allowed = [], []
+    for block in documented():
+        script = f"set -eux\n{block}"
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.replace("\n", " "))
+        allowed.append([name for name in ("gate", "next") if is_allowed(tmp_path, tmp_path / f"{name}_ed25519")])
+    make, allow, by_agent, by_hand, revoke, rotate, end = allowed
+    assert (make, allow, by_agent, by_hand, revoke) == ([], ["gate"], ["gate"], ["gate"], ["gate"])
+    assert (rotate, end) == (["gate", "next"], ["next"])
+    assert [text.split(" with ")[0] for text in said] == [
+        "", "", "", 'Good "imagefresh" signature for gate@orchestrator', "Could not verify signature. revoked ", "", ""
+    ]  # fmt: skip
+    assert (tmp_path / "try.sig").read_text().startswith("-----BEGIN SSH SIGNATURE-----")
+
+
+def is_allowed(tmp_path: Path, key: Path) -> bool:
+    allowed = tmp_path / "allowed_signers"
+    if not key.exists() or not allowed.exists():
+        return False
+    signature = sign(TEXT, signing(key), timeout=SECONDS)
+    return check_signature(TEXT, signature, "gate@orchestrator", allowed, timeout=SECONDS) == ""
+
+
+def test_the_documented_files_and_settings_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "verdicts.md").read_text()
+    assert all(f"`{name}`" in text for name in (records.VERDICT, records.SIGNATURE, records.TEST_RESULT))
+    (settings,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    msgspec.toml.decode(settings, type=dict[str, Signing])
