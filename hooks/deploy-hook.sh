@@ -640,6 +640,8 @@ clean_environment() {
   unset -v HOME
   HOME=~ # without HOME bash asks the user database
   export PATH=${SAFE_PATH} LC_ALL=C HOME
+  # A caller who exports an EUID makes bash take that for its own; it is gone by now.
+  [[ -n "${EUID+set}" ]] || EUID=$(id -u)
 }
 
 # Stop unless a variable is set and matches: NAME PATTERN EXPECTED. The name is always one of our own.

@@ -157,6 +157,10 @@ def test_who_asks_is_not_taken_from_the_environment(host: PretendedHost) -> None
     assert "mallory" not in history_file(host).read_text() + "".join(logged(host))
 
 
+def test_a_caller_who_exports_a_user_id_changes_nothing(host: PretendedHost) -> None:
+    assert host.staging(EUID="5", UID="5").verdict == (0, "built")
+
+
 def test_a_reason_is_masked_bounded_and_one_line(host: PretendedHost) -> None:
     words = 'postgres://shop:hunter2@db "quoted" \\back\x1b[31m password=s3cr3t caf\u00e9 '
     host.fail(" up ", stderr=words + "x" * 9000 + "\n")
