@@ -23,6 +23,9 @@ HOOK = ROOT / "hooks" / "deploy-hook.sh"
 FAST = {"settle": 0, "timeouts": {"inspect": 20, "build": 120, "health": 10, "check": 20}}
 """Short steps; a broken service is a matter of seconds then."""
 
+PRINCIPAL = "gate@orchestrator"
+"""The name under which the host allows the gate's key."""
+
 _END_SECONDS = 30.0
 
 
@@ -39,6 +42,8 @@ class Pipeline:
         self.junit = folder / "gate.xml"
         self._temporary = folder.parent / "tmp"
         self._hook_temporary = folder.parent / "hook-tmp"
+        self.policies = folder.parent / "policies"
+        """Where the host's policies are; no such folder unless a test writes one."""
         for path in (folder, self._temporary, self._hook_temporary):
             path.mkdir()
         (folder / "pytest.ini").write_text("[pytest]\n")
@@ -60,6 +65,7 @@ class Pipeline:
             "ENGINE": engine or self.copy.engine.docker_host,
             "DOCKER_CONFIG_DIR": self.copy.engine.docker_config,
             "TEMP_DIR": str(self._hook_temporary),
+            "POLICY_DIR": str(self.policies),
         }
         return self.write_hook("deploy-hook.sh", render_hook(HOOK.read_text(), constants))
 
@@ -79,6 +85,30 @@ class Pipeline:
             changes.setdefault("host_repos_dir", str(self.clones_on_host()))
         own = self.copy.settings(**{**FAST, "host": host})
         (self.folder / "imagefresh.toml").write_text(to_toml(merged(own, changes)))
+
+    def write_policy(self, signer: Path | None = None) -> None:
+        """Write the policy of the copy's production; with a signer it requires verdicts of that key."""
+        self.policies.mkdir(exist_ok=True)
+        lines = {
+            "PROD_IMAGE": self.copy.prod_image,
+            "PROD_SERVICE": "orchestrator",
+            "PROD_PORT": self.copy.prod_port,
+            "COMPOSE_DIR": self.copy.compose_dir,
+            "REPOS_DIR": self.copy.repos_dir if self.sshd is None else self.clones_on_host(),
+            "REQUIRE": "revision image_id",
+        }
+        if signer is not None:
+            lines |= {"REQUIRE": "revision image_id verdict", "ALLOWED_SIGNERS": self._allow(signer)}
+        text = "".join(f"{key}={value}\n" for key, value in lines.items())
+        (self.policies / "orchestrator.conf").write_text(text)
+
+    def _allow(self, signer: Path) -> Path:
+        """Install who may sign, and the ledger."""
+        path = self.policies / "allowed_signers"
+        path.write_text(f'{PRINCIPAL} namespaces="imagefresh" {signer.with_suffix(".pub").read_text()}')
+        for folder in (self.copy.compose_dir / ".imagefresh", self.copy.compose_dir / ".imagefresh/verdicts"):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        return path
 
     def clones_on_host(self) -> Path:
         """Return the folder of the clones as the host has them: elsewhere, bare, and always up to date."""
@@ -149,10 +179,13 @@ class Pipeline:
         rows = [line for line in newest.read_text().splitlines() if line.startswith(f"{link.value} ")]
         return rows[0].removeprefix(link.value).strip()
 
-    def promote(self) -> Ended:
+    def promote(self, *options: str) -> Ended:
         """Promote what the newest complete gate of the branch's commit proved."""
-        program = str(Path(sys.executable).with_name("imagefresh"))
-        return self.run(program, "promote", "--repo", self.copy.name, "--branch", self.copy.branch)
+        return self.imagefresh("promote", "--repo", self.copy.name, "--branch", self.copy.branch, *options)
+
+    def imagefresh(self, *argv: str) -> Ended:
+        """Run the command line."""
+        return self.run(str(Path(sys.executable).with_name("imagefresh")), *argv)
 
     def api(self, function: str, *arguments: str) -> object:
         """Return what a function of the Python API answers in this folder."""

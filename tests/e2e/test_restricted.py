@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 
 from pytest_imagefresh.core.chain import Link
-from pytest_imagefresh.core.contract import render_hook
 from tests.e2e.conftest import MakePipeline
-from tests.e2e.pipeline import Pipeline
+from tests.e2e.pipeline import PRINCIPAL, Pipeline
 from tests.sshd import make_key
 from tests.support import foreign_server
 
 pytestmark = pytest.mark.root  # a policy must be root's
 
-PRINCIPAL = "gate@orchestrator"
 CONTENT: dict[str, object] = {"targets": {"orchestrator": {"content": {"/app/src": "src"}}}}
 
 
@@ -24,32 +22,12 @@ def restrict(pipeline: Pipeline, allow: str = "gate", *, signer: Path | None = N
 
     With a signer the policy requires verdicts of that key, and the pipeline issues them.
     """
-    copy = pipeline.copy
-    folder = copy.compose_dir.parent / "policies"
-    folder.mkdir(exist_ok=True)
-    lines = {
-        "PROD_IMAGE": copy.prod_image,
-        "PROD_SERVICE": "orchestrator",
-        "PROD_PORT": copy.prod_port,
-        "COMPOSE_DIR": copy.compose_dir,
-        "REPOS_DIR": pipeline.clones_on_host(),
-        "REQUIRE": "revision image_id" if signer is None else "revision image_id verdict",
-    }
-    more: dict[str, object] = {}
-    if signer is not None:
-        public = signer.with_suffix(".pub").read_text()
-        signers = folder / "allowed_signers"
-        signers.write_text(f'{PRINCIPAL} namespaces="imagefresh" {" ".join(public.split()[:2])}\n')
-        lines["ALLOWED_SIGNERS"] = signers
-        more["signing"] = {"key": str(signer), "principal": PRINCIPAL}
-        for ledger in (copy.compose_dir / ".imagefresh", copy.compose_dir / ".imagefresh/verdicts"):
-            ledger.mkdir(mode=0o700, exist_ok=True)
-    (folder / "orchestrator.conf").write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
-    pipeline.hook.write_text(render_hook(pipeline.hook.read_text(), {"POLICY_DIR": str(folder)}))
+    pipeline.write_policy(signer)
+    signing = {} if signer is None else {"signing": {"key": str(signer), "principal": PRINCIPAL}}
     assert pipeline.sshd is not None
     command = f"{pipeline.hook} --ssh --target orchestrator --allow {allow}"
     pipeline.sshd.authorize(f'restrict,command="{command}"')
-    pipeline.configure(host={"restricted": True}, **CONTENT, **more)
+    pipeline.configure(host={"restricted": True}, **CONTENT, **signing)
 
 
 @pytest.fixture
