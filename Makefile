@@ -9,7 +9,7 @@ STAMP := $(VENV)/.stamp
 PYTEST := $(PYTHON) -m pytest --timeout=300
 SHELL_SCRIPTS = $(wildcard scripts/*.sh hooks/*.sh hooks/lib/*.sh) .ci/run
 
-.PHONY: help venv lint test faults mutants bench matrix demo clean
+.PHONY: help venv lint test faults mutants fuzz bench matrix demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do printf '  make %-7s %s\n' "$$name" "$$what"; done
@@ -45,6 +45,10 @@ mutants: venv ## each guard taken out in a copy of the tree: the tests must noti
 	scripts/engine.sh up
 	scripts/base-image.sh
 	$(PYTHON) -m tests.faults.mutants
+
+fuzz: venv ## the hook's variables, requests and policies: 102,000 generated ones, none of which may do anything
+	scripts/need.sh git=git
+	FUZZ_INPUTS=34000 $(PYTEST) --timeout=3600 tests/hook/test_fuzz.py -n 3
 
 bench: venv ## a gate against the bare commands, a rerun, an unused plugin; a table, and JSON in .bench/
 	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server
