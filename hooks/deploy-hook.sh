@@ -37,6 +37,7 @@ readonly STAGING_VARIABLES='GIT_SHA BUILD_CONTEXT BUILD_SUBDIR BUILD_DOCKERFILE 
   STAGING_CHECK_MODE BUILD_TIMEOUT CHECK_TIMEOUT'
 readonly PROMOTION_VARIABLES='SOURCE_IMAGE EXPECTED_REVISION EXPECTED_IMAGE_ID VERDICT PROD_IMAGE PROD_SERVICE PROD_PORT
   PROD_PROFILE PROD_PIN'
+readonly OPERATION_VARIABLES='REASON HISTORY_LIMIT'
 
 readonly OBSERVATION_VARIABLES='OBSERVE OBSERVE_IMAGE OBSERVE_PATHS'
 readonly OBSERVE_WORD='(engine|image|container|production|owners|changes|places|archive|answer|silence|log)'
@@ -47,8 +48,8 @@ readonly CONTENT=300 LOG_LINES=500
 readonly CONNECTIONS=5 PATIENCE=1 LEAST_SILENCE=300 DEADMAN=3000
 
 # What a key that is bound to one target may ask for (--ssh): a mode that is in no list is out of its reach.
-readonly GATE_MODES='--build-staging --observe --verify --lease --self-test --contract'
-readonly PROMOTE_MODES='--verify --promote --lease --contract'
+readonly GATE_MODES='--build-staging --observe --verify --lease --self-test --status --history --contract'
+readonly PROMOTE_MODES='--verify --promote --lease --status --history --contract'
 # Bytes of its whole request, and what they may be: nothing of this means anything to a shell that is not even asked.
 readonly REQUEST_LIMIT=8192
 readonly REQUEST_PATTERN='^[A-Za-z0-9 ._/:@%+=,~?&-]+$'
@@ -114,6 +115,8 @@ readonly REFERENCE_PATTERN="(${DOMAIN}/)?${PATH_COMPONENT}(/${PATH_COMPONENT})*(
 readonly UTF8_1=$'[ -~]+|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}'
 readonly UTF8_2=$'\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}'
 readonly UTF8_3=$'[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2}'
+# One entry of the history, as `history_entry` writes it.
+readonly ENTRY_PATTERN='^\{"time":"[0-9TZ:-]+"(,"[a-z_]+":"([^"\[:cntrl:]]|\\["\])*")+\}$'
 readonly UTF8_PATTERN="^(${UTF8_1}|${UTF8_2}|${UTF8_3})"
 readonly RUN_ID_PATTERN='[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}'
 readonly PRINCIPAL_PATTERN='[A-Za-z0-9][A-Za-z0-9_.@+-]{0,254}'
@@ -124,8 +127,9 @@ readonly SIGNER_PATTERN="^${PRINCIPAL_PATTERN}(,${PRINCIPAL_PATTERN})* namespace
 
 usage() {
   cat <<'TEXT'
-usage: deploy-hook.sh --build-staging | --observe | --verify | --promote | --lease | --self-test | --contract | --help
-       deploy-hook.sh --ssh --target NAME --allow gate|promote
+usage: deploy-hook.sh --build-staging | --observe | --verify | --promote | --lease | --self-test | --status | --history
+                      | --freeze | --unfreeze | --break-glass | --contract | --help
+       deploy-hook.sh --ssh --target NAME --allow gate|promote [--key FINGERPRINT]
 
   --build-staging  build GIT_SHA, recreate staging from it, wait for health, run the staging check
   --observe        what this host and its engine say of staging and production, for those who may not ask them
@@ -133,13 +137,19 @@ usage: deploy-hook.sh --build-staging | --observe | --verify | --promote | --lea
   --promote        verify, recreate production from the image ID, tag last; also without an argument
   --lease          hold the lock for a whole run, as long as a line arrives on standard input every 5 s
   --self-test      prove with scratch images that --verify refuses what it must refuse, and accepts what is right
+  --status         tell what runs in production and staging, whether it was proven, and whether production is frozen
+  --history        tell the last decisions in this compose folder
+  --freeze         let --verify and --promote refuse from now on, for a reason
+  --unfreeze       end that
+  --break-glass    promote an image by its ID past every proof, for a reason, where the host's policy allows that
   --ssh            for command= of authorized_keys: one of these modes and its variables, as MODE KEY=value ..., out of
                    SSH_ORIGINAL_COMMAND, bound to the policy NAME of this host
   --contract       print the version of this contract
   --help           print this text
 
 Everything else comes in variables:
-  always     REPO RUN_ID COMPOSE_DIR [LEASE], and but for --lease HEALTH_PATH HEALTH_TIMEOUT SETTLE
+  always     REPO RUN_ID COMPOSE_DIR [LEASE]
+  to run or judge an image  HEALTH_PATH HEALTH_TIMEOUT SETTLE
   staging    GIT_SHA BUILD_CONTEXT [BUILD_SUBDIR BUILD_DOCKERFILE BUILD_TARGET BUILD_ARGS] TARGET_IMAGE TARGET_SERVICE
              TARGET_PORT COMPOSE_PROFILE STAGING_CONTAINER STAGING_CHECK_COMMAND or STAGING_CHECK_PATH
              [STAGING_CHECK_MODE] BUILD_TIMEOUT CHECK_TIMEOUT [PROD_IMAGE PROD_SERVICE PROD_PORT]
@@ -148,6 +158,10 @@ Everything else comes in variables:
   observe    OBSERVE [OBSERVE_IMAGE OBSERVE_PATHS] TARGET_IMAGE TARGET_SERVICE TARGET_PORT COMPOSE_PROFILE
              STAGING_CONTAINER PROD_IMAGE PROD_SERVICE PROD_PORT
   self-test  as promotion, without SOURCE_IMAGE, EXPECTED_REVISION, EXPECTED_IMAGE_ID and VERDICT
+  status     PROD_IMAGE PROD_SERVICE PROD_PORT [PROD_PROFILE PROD_PIN] [TARGET_IMAGE TARGET_SERVICE]
+  history    [HISTORY_LIMIT]
+  freeze     REASON: base64 of a text, a NUL byte after it
+  break-glass  as promotion, with REASON, SOURCE_IMAGE being an image ID, without EXPECTED_REVISION and EXPECTED_IMAGE_ID
 With BUILD_CONTEXT=- standard input brings the commit as one pack of git.
 
 exit 0 done, 1 refused, 2 wrong usage, 3 rolled back, 4 production needs a person, 11 could not find out
@@ -179,6 +193,11 @@ reset_state() {
   declare -gA POLICY=() POLICIES=() FACT=() SIGNED=()
   POLICED='' POLICY_NAMES=() CLAIMS=() SIGNERS_UID=0 LEDGER=''
   LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' MOVED='' AGAIN=''
+  # Of the audit: who asks (the fingerprint of a key, where there is one), what could not be written, and 1 in a case of
+  # --self-test, which decides nothing.
+  WHO='' UNRECORDED='' REHEARSAL='' STATE=''
+  # Of --history and --status: what goes into the JSON line; who froze production and why; the last promotion.
+  ENTRIES='' SITUATION='' FROZEN_FILE='' FROZEN='' REASON_TEXT='' LAST_PROMOTION=''
 }
 
 # --- Speaking --------------------------------------------------------------------------------------------------------
@@ -256,6 +275,7 @@ print_result() {
   done
   [[ ! -f "${CHECK_FILE}" ]] || output=$(head -c "${OUTPUT_LIMIT}" <"${CHECK_FILE}" | base64 -w 0)
   line+=",\"seconds\":{${STEP_TIMES}},\"check_status\":${CHECK_STATUS:-null},\"check_output\":\"${output}\""
+  line+=",\"history\":[${ENTRIES}],\"status\":{${SITUATION}}"
   line+=",\"cases\":{${CASE_RESULTS}},\"observed\":{"
   [[ "${ok}" == true ]] || OBSERVED=()
   {
@@ -314,7 +334,8 @@ conclude() {
   [[ "${status}" == 0 ]] || say "$1: $3"
   end_step
   tidy_up_engine
-  print_result "$@"
+  audit "$@"
+  print_result "$1" "$2" "$3${UNRECORDED}"
   tidy_up_files
   exit "${status}"
 }
@@ -487,13 +508,127 @@ pause() {
   sleep "$1" || :
 }
 
+# --- Audit -----------------------------------------------------------------------------------------------------------
+
+# Every decision leaves a line in the system log, and in the history of its compose folder where it is about a change of
+# something. Usage errors decide nothing, and their COMPOSE_DIR is not to be believed: they only reach the log.
+# Below a folder that never was a state folder nothing is made: a caller must not choose where files appear.
+
+# Leave the traces of a decision: KIND CAUSE REASON. Never ends the run.
+audit() {
+  local priority=notice
+  [[ -z "${REHEARSAL}" ]] || return 0
+  case "${MODE}" in
+    --build-staging | --promote | --freeze | --unfreeze | --break-glass) ;;
+    --verify | --self-test) priority=info ;;
+    '') ;; # somebody tries what there is
+    *) return 0 ;;
+  esac
+  [[ "$1" == 'done' ]] || priority=warning
+  identify
+  [[ "${MODE}" != --break-glass ]] || priority=alert
+  REPLY=$3
+  [[ -z "${REASON_TEXT}" || "$3" == *"${REASON_TEXT}"* ]] || REPLY="${REASON_TEXT}: $3"
+  one_line "${REPLY}"
+  write_log "user.${priority}" "$1" "$2" "${REPLY}"
+  case "${MODE}:$1" in
+    --verify:* | --self-test:* | *:usage) ;;
+    *) write_history "$1" "$2" "${REPLY}" ;;
+  esac
+}
+
+# Leave in WHO who asks. Nothing of it comes from the environment.
+identify() {
+  local uid name
+  [[ -z "${WHO}" ]] || return 0
+  uid=$(id -u 2>/dev/null) || uid='unknown' # not EUID: a caller who exports one makes bash forget its own
+  name=$(id -un 2>/dev/null) || name=''
+  WHO="uid:${uid}${name:+"(${name})"}"
+}
+
+# Leave the name of the service that this mode is about in REPLY.
+name_service() {
+  REPLY=${PROD_SERVICE-}
+  [[ "${MODE}" != --build-staging ]] || REPLY=${TARGET_SERVICE-}
+}
+
+# PRIORITY KIND CAUSE REASON. Without logger, and without anybody who takes its lines, there is just none. Keeps REPLY.
+write_log() {
+  local reason=$4 line
+  type -P logger >/dev/null || return 0
+  name_service
+  line="${MODE} $2 $3 who=${WHO} run=${RUN_ID-} repo=${REPO-} service=${REPLY} revision=${REVISION} image=${IMAGE_ID}"
+  line+=" previous=${PREVIOUS_ID}: ${reason}"
+  run_child 5 env "PATH=${SAFE_PATH}" logger -t imagefresh -p "$1" -- "${line//[[:cntrl:]]/ }" >/dev/null 2>&1 9>&-
+  REPLY=${reason}
+}
+
+# KIND CAUSE REASON. What cannot be written is told loudly, and changes nothing of what was decided.
+write_history() {
+  local line last
+  [[ -n "${STATE}" && -d "${STATE}" ]] || return 0
+  history_entry "$@"
+  line=${REPLY}
+  touch_history
+  if [[ -n "${REPLY}" ]]; then
+    last=$(tail -c 1 -- "${REPLY}" 2>/dev/null && printf .) || last='.'
+    [[ "${last}" == . || "${last}" == *$'\n'. ]] || line=$'\n'"${line}" # after one that a full disk cut off
+    # One write of less than PIPE_BUF bytes to a file opened for appending: entries of two runs never mix.
+    { printf '%s\n' "${line}" >>"${REPLY}"; } 2>/dev/null || REPLY=''
+    keep_history
+  fi
+  [[ -z "${REPLY}" ]] || return 0
+  UNRECORDED="; AND THIS IS NOT IN THE HISTORY: ${STATE}/history could not be written"
+  say "WARNING: ${STATE}/history could not be written: this decision is missing in it"
+}
+
+# Leave one entry in REPLY: KIND CAUSE REASON. The order of the keys is fixed: --status finds promotions by it.
+history_entry() {
+  local line='' pair time
+  time=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+  name_service
+  for pair in "time=${time}" "mode=${MODE}" "kind=$1" "cause=$2" "run_id=${RUN_ID-}" "repo=${REPO-}" "who=${WHO}" \
+    "service=${REPLY}" "revision=${REVISION}" "image_id=${IMAGE_ID}" "previous=${PREVIOUS_ID}" "reason=$3"; do
+    json_pair "${pair%%=*}" "${pair#*=}"
+    line+=",${REPLY}"
+  done
+  REPLY="{${line#,}}"
+}
+
+# Make the history where there is none. Leaves its path in REPLY, "" unless it is a file of this user's own alone.
+touch_history() {
+  REPLY="${STATE}/history"
+  if [[ -L "${REPLY}" || ! -O "${STATE}" ]] || [[ -e "${REPLY}" && ! (-f "${REPLY}" && -O "${REPLY}") ]]; then
+    REPLY=''
+  else
+    umask 077 # no chmod: root may have made it append-only
+    { : >>"${REPLY}"; } 2>/dev/null || REPLY=''
+    umask 022
+  fi
+}
+
+# What production became must survive a host that loses power. Keeps REPLY, "" where it does not.
+keep_history() {
+  [[ -n "${REPLY}" && "${MODE}" != --build-staging ]] || return 0
+  run_child 10 env "PATH=${SAFE_PATH}" sync -- "${REPLY}" >/dev/null 2>&1 9>&-
+  [[ "${STATUS}" == 0 ]] || REPLY=''
+}
+
+# Stop unless the history can take an entry, before production changes.
+open_history() {
+  touch_history
+  [[ -n "${REPLY}" ]] ||
+    refuse state-unsafe "${STATE}/history: expected a file of this user that the hook can append to, observed none" \
+      'correct or remove it'
+}
+
 # --- The caller's variables ------------------------------------------------------------------------------------------
 
 # Keep the variables of the contract, as plain shell variables, and nothing else of the environment: MODE.
 # Under --ssh not even those: sshd may let a caller set variables, and only the request counts.
 clean_environment() {
   local name names kept=" ${COMMON_VARIABLES} ${STAGING_VARIABLES//$'\n'/ } ${PROMOTION_VARIABLES//$'\n'/ } "
-  kept+="${OBSERVATION_VARIABLES} "
+  kept+="${OPERATION_VARIABLES} ${OBSERVATION_VARIABLES} "
   [[ "$1" != --ssh ]] || kept=' SSH_ORIGINAL_COMMAND '
   names=$(compgen -e)
   for name in ${names}; do
@@ -591,6 +726,7 @@ read_common_variables() {
   [[ -d "${COMPOSE_DIR}" ]] || malformed COMPOSE_DIR 'a folder that exists on this host'
   STATE="${COMPOSE_DIR}/.imagefresh"
   LEDGER="${STATE}/verdicts"
+  FROZEN_FILE="${STATE}/frozen"
   # Set but empty is a lost value, never "no lease": the caller would wait for himself.
   [[ -z "${LEASE+set}" ]] || need LEASE "${HEX64}" 'the token that --lease printed'
 }
@@ -675,6 +811,10 @@ read_promotion_variables() {
     # Without a tag, a hexadecimal name could be read as the start of an ID.
     [[ "${SOURCE_IMAGE##*/}" == *:* ]] || SOURCE_IMAGE+=:latest
   fi
+  read_production_variables
+}
+
+read_production_variables() {
   need_reference PROD_IMAGE
   need_service PROD_SERVICE
   need_port PROD_PORT
@@ -878,12 +1018,17 @@ require_clone_below() {
 
 # --- A key that is bound to one target -------------------------------------------------------------------------------
 
-# --ssh --target NAME --allow gate|promote: leave the mode in MODE and its variables set, as the policy NAME allows.
+# --ssh --target NAME --allow gate|promote [--key FINGERPRINT]: leave the mode in MODE and its variables set, as the policy
+# NAME allows; FINGERPRINT is whose name the history gets.
 read_request() {
-  local modes
-  [[ "$#" == 5 && "$2" == --target && "$3" =~ ^${NAME_PATTERN}$ && "$4" == --allow ]] ||
+  local modes who=${7-}
+  [[ ("$#" == 5 || "$#" == 7) && "$2" == --target && "$3" =~ ^${NAME_PATTERN}$ && "$4" == --allow ]] ||
     misuse arguments "--ssh: expected --target NAME --allow gate or promote, observed ${*@Q}" \
       "correct command= in authorized_keys"
+  [[ "$#" == 5 || ("$6" == --key && "${who}" =~ ^SHA256:[A-Za-z0-9+/]{43}$) ]] ||
+    misuse arguments "--ssh: expected --key and a fingerprint of ssh-keygen -l, observed ${*@Q}" \
+      "correct command= in authorized_keys"
+  WHO=${who:-"key:$3/$5"}
   case "$5" in
     gate) modes=${GATE_MODES} ;;
     promote) modes=${PROMOTE_MODES} ;;
@@ -966,6 +1111,7 @@ assign() {
     PROD_PORT) PROD_PORT=$2 ;;
     PROD_PROFILE) PROD_PROFILE=$2 ;;
     PROD_PIN) PROD_PIN=$2 ;;
+    HISTORY_LIMIT) HISTORY_LIMIT=$2 ;;
     OBSERVE) OBSERVE=$2 ;;
     OBSERVE_IMAGE) OBSERVE_IMAGE=$2 ;;
     OBSERVE_PATHS) OBSERVE_PATHS=$2 ;;
@@ -2246,18 +2392,19 @@ readonly DECISION=(
   'verdict-ledger             verdict=ledger'
   'verdict-used               verdict=used'
   'verdict-superseded         verdict=superseded'
-  'verified                   image=right revision=missing|right image_id=missing|right production=right verdict=missing|right'
+  'frozen                     frozen=yes'
+  'verified  image=right revision=missing|right image_id=missing|right production=right verdict=missing|right frozen=no'
 )
 
 # The decision, a function of FACT alone. Leaves the cause in REPLY.
 judge() {
-  local line words word
-  for line in "${DECISION[@]}"; do
-    read -ra words <<<"${line}"
-    for word in "${words[@]:1}"; do
-      [[ "|${word#*=}|" == *"|${FACT[${word%%=*}]:-unknown}|"* ]] || continue 2
+  local rule parts part
+  for rule in "${DECISION[@]}"; do
+    read -ra parts <<<"${rule}"
+    for part in "${parts[@]:1}"; do
+      [[ "|${part#*=}|" == *"|${FACT[${part%%=*}]:-unknown}|"* ]] || continue 2
     done
-    REPLY=${words[0]}
+    REPLY=${parts[0]}
     return 0
   done
   REPLY=undecided
@@ -2292,6 +2439,11 @@ explain() {
     revision-mismatch)
       refuse "$1" "${SOURCE_IMAGE}: expected revision ${EXPECTED_REVISION}, observed ${SEEN_REVISION}" \
         "rebuild staging from the validated commit"
+      ;;
+    frozen)
+      frozen_words
+      refuse "$1" "production: expected it not to be frozen, observed that it is, ${REPLY}" \
+        "ask them, then --unfreeze it"
       ;;
     verdict-*) explain_verdict "$1" ;;
     *) explain_image "$1" ;;
@@ -2575,7 +2727,7 @@ check_ledger() {
 # Use the verdict up, for good, before anything changes.
 burn_verdict() {
   local file="${LEDGER}/${SIGNED[run]-}"
-  [[ "${FACT[verdict]}" == right ]] || return 0
+  [[ "${FACT[verdict]-}" == right ]] || return 0 # breaking the glass asks for none
   (
     set -o noclobber
     printf 'used by run %s\n' "${RUN_ID}" >"${file}"
@@ -2639,6 +2791,9 @@ decide() {
   read_previous
   FACT[production]=right
   check_verdict
+  read_frozen
+  FACT[frozen]=no
+  [[ -z "${FROZEN}" ]] || FACT[frozen]=yes
   judge
   [[ "${REPLY}" == verified ]] || explain "${REPLY}"
 }
@@ -2719,6 +2874,8 @@ start_cases() {
   start_case unlabelled revision-missing "SOURCE_IMAGE=${UNLABELLED}" "EXPECTED_IMAGE_ID=${UNLABELLED}"
   start_case unlabelled-and-empty revision-empty "SOURCE_IMAGE=${UNLABELLED}" EXPECTED_REVISION= \
     "EXPECTED_IMAGE_ID=${UNLABELLED}"
+  printf '%s %s %s\n' now self-test 'to be refused' >"${WORK}/frozen.line"
+  start_case frozen frozen "FROZEN_FILE=${WORK}/frozen.line"
   start_case missing-image image-missing "SOURCE_IMAGE=$1-missing"
   start_case missing-image-id image-missing "SOURCE_IMAGE=sha256:${revision}${revision:0:24}"
 }
@@ -2810,14 +2967,15 @@ try_case() {
   shift
   unset -v LEASE
   SOURCE_IMAGE=${LABELLED} EXPECTED_REVISION=${TEST_REVISION} EXPECTED_IMAGE_ID=${LABELLED}
-  for pair in "$@"; do # names of our own
+  FROZEN_FILE="${WORK}/not-frozen" # whether production is frozen just now is not what is tested
+  for pair in "$@"; do             # names of our own
     if [[ "${pair}" == *=* ]]; then
       printf -v "${pair%%=*}" '%s' "${pair#*=}"
     else
       unset -v "${pair%-}"
     fi
   done
-  MODE=--verify STEP='' STEP_TIMES='' SCRATCH=() CASES=() WORK="${WORK}/${name}"
+  MODE=--verify STEP='' STEP_TIMES='' SCRATCH=() CASES=() REHEARSAL=1 WORK="${WORK}/${name}"
   mkdir -- "${WORK}"
   set_traps
   exec 3>"${WORK}.json" 4>/dev/null
@@ -2996,7 +3154,13 @@ promote() {
   prepare_host
   take_lock "${PROMOTE_WAIT}"
   decide
+  change_production promoted "production runs ${IMAGE_ID}"
+}
+
+# From the candidate to its end, whatever let it come this far: CAUSE TEXT.
+change_production() {
   record_promoted
+  open_history
   [[ -z "${PROD_PIN}" ]] || draft_pin
   keep_previous
   say "production changes from here on, whether or not the caller stays" # one who is gone already ends the run here
@@ -3009,7 +3173,292 @@ promote() {
   step tag "tagging ${PROD_IMAGE}"
   TAGGING=1
   tag_image "${PROD_IMAGE}" "${IMAGE_ID}"
-  conclude 'done' promoted "production runs ${IMAGE_ID}"
+  conclude 'done' "$1" "$2"
+}
+
+# --- Freezing --------------------------------------------------------------------------------------------------------
+
+# A file in the state folder: since when, who, why. While it is there nothing is promoted from this compose folder.
+
+# Leave in FROZEN since when production is frozen, by whom and why, with a blank between; "" where it is not.
+# Whatever lies there freezes, whether or not it can be read.
+read_frozen() {
+  local line=''
+  FROZEN=''
+  [[ ! -d "${STATE}" || -x "${STATE}" ]] ||
+    cannot_tell state-unsafe "${STATE}: expected to see whether production is frozen, observed a folder of another user" \
+      "run the hook as its owner"
+  [[ -e "${FROZEN_FILE}" || -L "${FROZEN_FILE}" ]] || return 0
+  [[ ! -f "${FROZEN_FILE}" ]] || IFS= read -r line <"${FROZEN_FILE}" || :
+  [[ "${line}" == *' '*' '* ]] || line='unknown unknown it does not say why'
+  keep_utf8 "${line:0:1000}"
+  FROZEN=${REPLY}
+}
+
+# Leave in REPLY what people are told of FROZEN.
+frozen_words() {
+  local words=${FROZEN#* }
+  REPLY="since ${FROZEN%% *} by ${words%% *}: ${words#* }"
+}
+
+# Leave the text of REASON in REASON_TEXT: one line, secrets masked.
+read_reason() {
+  need REASON '[A-Za-z0-9+/]+=*' 'base64 of a text, a NUL byte after it'
+  decode_items REASON 'base64 of a text, a NUL byte after it'
+  one_line "${ITEMS[0]}"
+  keep_utf8 "${REPLY}"
+  REASON_TEXT=${REPLY}
+  [[ "${#ITEMS[@]}" == 1 && "${REASON_TEXT}" == *[![:space:]]* ]] || malformed REASON 'one text that is not empty'
+}
+
+# In force at once, for every decision from now on; done when nothing that decided before can be under way any more.
+freeze() {
+  local before
+  read_reason
+  require_tools
+  identify
+  open_state
+  read_frozen
+  before=${FROZEN}
+  write_frozen
+  say 'frozen from now on; waiting for whoever may have decided before'
+  take_lock "${PROMOTE_WAIT}"
+  write_frozen # one that was ending an older freeze may have taken it along
+  FROZEN=${before}
+  frozen_words
+  conclude 'done' frozen "production is frozen: ${REASON_TEXT}${before:+; it was already, ${REPLY}}"
+}
+
+# Freeze unless production is frozen already.
+write_frozen() {
+  local draft="${FROZEN_FILE}.${RUN_ID}" since
+  read_frozen
+  [[ -z "${FROZEN}" ]] || return 0
+  since=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+  { printf '%s %s %s\n' "${since}" "${WHO// /_}" "${REASON_TEXT}" >"${draft}" && mv -f -- "${draft}" "${FROZEN_FILE}" &&
+    sync -- "${STATE}"; } 2>/dev/null ||
+    refuse state-unsafe "${FROZEN_FILE}: expected to write it, observed no success" "look for free space and its mode"
+}
+
+unfreeze() {
+  require_tools
+  take_lock "${PROMOTE_WAIT}"
+  read_frozen
+  [[ -n "${FROZEN}" ]] || conclude 'done' unfrozen 'production was not frozen'
+  rm -f -- "${FROZEN_FILE}" 2>/dev/null ||
+    refuse state-unsafe "${FROZEN_FILE}: expected to remove it, observed no success" "remove it by hand"
+  frozen_words
+  conclude 'done' unfrozen "production may be promoted again; it was frozen ${REPLY}"
+}
+
+# --- Breaking the glass ----------------------------------------------------------------------------------------------
+
+# Promote an image that nothing has proven, because somebody takes the blame. Everything that is no proof still holds: the
+# one production of the policy, the lock, a previous image, health, the rollback. A freeze holds up regular promotions only.
+break_glass() {
+  read_break_glass
+  find_policy
+  [[ "${POLICY[BREAK_GLASS]-no}" == yes ]] ||
+    refuse break-glass-forbidden \
+      "production ${PROD_SERVICE}: expected BREAK_GLASS=yes in a policy of this host, observed ${POLICY[BREAK_GLASS]:-none}" \
+      "promote what a gate has proven"
+  say "WARNING: BREAK-GLASS: ${SOURCE_IMAGE} goes into production past every proof: ${REASON_TEXT}"
+  prepare_host
+  take_lock "${PROMOTE_WAIT}"
+  step verify "looking for ${SOURCE_IMAGE}"
+  take_unproven
+  check_production
+  [[ -z "${PROD_PIN}" ]] || read_pin_file
+  read_previous
+  change_production broke-glass "production runs ${IMAGE_ID}, WHICH NOTHING HAS PROVEN"
+}
+
+read_break_glass() {
+  local name
+  need SOURCE_IMAGE "${IMAGE_ID_PATTERN}" 'a full image ID'
+  read_promotion_variables
+  for name in EXPECTED_REVISION EXPECTED_IMAGE_ID VERDICT; do
+    [[ -z "${!name+set}" ]] || misuse variable-unused "${name}: expected none, since nothing is proven, observed one" \
+      "leave it out, or promote regularly"
+  done
+  read_reason
+}
+
+# Take the image by its ID. What its label says is told, and proves nothing.
+take_unproven() {
+  read_image "${SOURCE_IMAGE}"
+  [[ "${SEEN_ID}" == "${SOURCE_IMAGE}" ]] ||
+    refuse image-missing "SOURCE_IMAGE: expected an image on this host, observed ${SEEN_ID:-none} at ${SOURCE_IMAGE}" \
+      "load or pull it first"
+  IMAGE_ID=${SEEN_ID}
+  [[ ! "${SEEN_REVISION}" =~ ^\"(${HEX40})\"$ ]] || REVISION=${BASH_REMATCH[1]}
+}
+
+# --- Looking back ----------------------------------------------------------------------------------------------------
+
+# Tell the last entries of the history, the newest last. What is no entry is counted, and told to people alone.
+tell_history() {
+  local lines=() line odd=0 count=0
+  : "${HISTORY_LIMIT=100}"
+  need HISTORY_LIMIT '[1-9][0-9]{0,2}|1000' 'a number from 1 to 1000'
+  find_history
+  [[ "${#FOUND[@]}" == 0 ]] || REPLY=$(cat -- "${FOUND[@]}" | tail -n "${HISTORY_LIMIT}") || cannot_read_history
+  [[ -z "${REPLY}" ]] || mapfile -t lines <<<"${REPLY}"
+  for line in "${lines[@]}"; do
+    if [[ "${line}" =~ ${ENTRY_PATTERN} ]]; then
+      ENTRIES+=${ENTRIES:+,}${line}
+      count=$((count + 1))
+    elif [[ -n "${line}" ]]; then
+      odd=$((odd + 1))
+    fi
+  done
+  [[ "${odd}" == 0 ]] || say "warning: ${odd} lines of ${STATE}/history are no entries"
+  conclude 'done' history "the last ${count} decisions in ${COMPOSE_DIR}"
+}
+
+# Leave in FOUND the file that was rotated away last and the present one, as far as they are there; REPLY is empty.
+find_history() {
+  local file
+  FOUND=() REPLY=''
+  [[ ! -d "${STATE}" || -x "${STATE}" ]] || cannot_read_history
+  for file in "${STATE}/history.1" "${STATE}/history"; do
+    [[ ! -e "${file}" || -r "${file}" ]] || cannot_read_history
+    [[ ! -f "${file}" ]] || FOUND+=("${file}")
+  done
+}
+
+cannot_read_history() {
+  cannot_tell state-unsafe "${STATE}/history: expected to read it, observed no success" "run the hook as its owner"
+}
+
+# Leave the newest entry of a promotion of PROD_SERVICE that ended well in LAST_PROMOTION, "" where there is none.
+# Quotes inside a text are escaped, so that no reason can look like these keys.
+read_last_promotion() {
+  local done_pattern='^\{"time":"[0-9TZ:-]+","mode":"--(promote|break-glass)","kind":"done",'
+  LAST_PROMOTION=''
+  find_history
+  [[ "${#FOUND[@]}" != 0 ]] || return 0
+  LAST_PROMOTION=$(grep -ahE "${done_pattern}" -- "${FOUND[@]}" |
+    grep -aF ",\"service\":\"${PROD_SERVICE}\",\"revision\":" | tail -n 1) || LAST_PROMOTION=''
+  [[ "${LAST_PROMOTION}" =~ ${ENTRY_PATTERN} ]] || LAST_PROMOTION=''
+}
+
+# Tell what runs, whether it is what was promoted last, and whether production is frozen.
+tell_status() {
+  local runs
+  read_status_variables
+  prepare_host
+  step status 'looking at production and staging'
+  resolve_compose
+  describe_service "${PROD_SERVICE}"
+  SITUATION="\"production\":[${REPLY}]"
+  runs=${RUNNING}
+  REPLY=''
+  [[ -z "${TARGET_SERVICE}" ]] || describe_service "${TARGET_SERVICE}"
+  SITUATION+=",\"staging\":[${REPLY}]"
+  describe_tags
+  describe_proof "${runs}"
+  describe_freeze
+  conclude 'done' status "${REPLY}"
+}
+
+read_status_variables() {
+  read_production_variables
+  : "${TARGET_IMAGE=}"
+  [[ -z "${TARGET_IMAGE}" ]] || need_reference TARGET_IMAGE
+  may_have TARGET_SERVICE "${NAME_PATTERN}" 'the name of a compose service, or nothing'
+}
+
+# Append a pair to SITUATION: KEY TEXT.
+situate() {
+  json_pair "$1" "$2"
+  SITUATION+=",${REPLY}"
+}
+
+# Leave in REPLY what every container of a service is, and in RUNNING the image IDs of those that run: SERVICE.
+describe_service() {
+  local id list='' ids=()
+  RUNNING=''
+  find_containers "$1"
+  ids=("${FOUND[@]}")
+  for id in "${ids[@]}"; do
+    read_container "${id}"
+    [[ -n "${SEEN[image]-}" ]] || continue # gone since
+    [[ "${SEEN[status]}" != running ]] || RUNNING+="${RUNNING:+ }${SEEN[image]}"
+    describe_container "$1"
+    list+=${list:+,}${REPLY}
+  done
+  REPLY=${list}
+}
+
+# SERVICE. Its revision is the one of the image, never what the container itself says.
+describe_container() {
+  local line='' pair revision=''
+  read_image "${SEEN[image]}"
+  [[ ! "${SEEN_REVISION}" =~ ^\"(${HEX40})\"$ ]] || revision=${BASH_REMATCH[1]}
+  for pair in "service=$1" "container_id=${SEEN[id]}" "name=${SEEN[name]#/}" "image_id=${SEEN[image]}" \
+    "state=${SEEN[status]}" "health=${SEEN[health]}" "since=${SEEN[started]}" "revision=${revision}"; do
+    json_pair "${pair%%=*}" "${pair#*=}"
+    line+=",${REPLY}"
+  done
+  REPLY="{${line#,}}"
+}
+
+# What the names of production and staging point to now.
+describe_tags() {
+  local repository=${PROD_IMAGE} pair
+  [[ "${repository##*/}" != *:* ]] || repository=${repository%:*}
+  for pair in "prod_tag=${PROD_IMAGE}" "previous_tag=${repository}:imagefresh-previous" "staging_tag=${TARGET_IMAGE}"; do
+    SEEN_ID=''
+    [[ -z "${pair#*=}" ]] || read_image "${pair#*=}"
+    situate "${pair%%=*}" "${SEEN_ID}"
+  done
+}
+
+# Is what production runs what was promoted last, and was that proven? RUNNING IMAGES
+describe_proof() {
+  local promoted='' verified=false words break_glass=''
+  read_last_promotion
+  [[ ! "${LAST_PROMOTION}" =~ ,\"image_id\":\"(${IMAGE_ID_PATTERN})\", ]] || promoted=${BASH_REMATCH[1]}
+  if [[ -z "$1" ]]; then
+    words='production does not run'
+  elif [[ -z "${promoted}" ]]; then
+    words="production runs $1, and the history knows of no promotion of ${PROD_SERVICE}"
+  elif [[ "$1" != "${promoted}" ]]; then
+    words="production runs $1, but ${promoted} was promoted last"
+  elif [[ "${LAST_PROMOTION}" == *'"mode":"--break-glass",'* ]]; then
+    words="production runs ${promoted}, which nothing has proven"
+  else
+    verified=true words="production runs ${promoted}, as promoted"
+  fi
+  if [[ "${LAST_PROMOTION}" == *'"mode":"--break-glass",'* ]]; then
+    break_glass='production was promoted by break-glass, past every proof; the next regular promotion ends that'
+    say "WARNING: ${break_glass}"
+  fi
+  SITUATION+=",\"verified\":${verified}"
+  situate proof "${words}"
+  situate break_glass "${break_glass}"
+  SITUATION+=",\"promoted\":${LAST_PROMOTION:-null}"
+  REPLY=${words}${break_glass:+; ${break_glass}}
+}
+
+# Append whether production is frozen; adds that to the text in REPLY, too.
+describe_freeze() {
+  local words=${REPLY} rest
+  read_frozen
+  if [[ -z "${FROZEN}" ]]; then
+    SITUATION+=',"frozen":null'
+    REPLY=${words}
+    return 0
+  fi
+  rest=${FROZEN#* }
+  json_pair since "${FROZEN%% *}"
+  SITUATION+=",\"frozen\":{${REPLY}"
+  situate who "${rest%% *}"
+  situate reason "${rest#* }"
+  SITUATION+='}'
+  frozen_words
+  REPLY="${words}; frozen ${REPLY}"
 }
 
 # --- Observing: for keys that may not reach the engine ---------------------------------------------------------------
@@ -3485,7 +3934,13 @@ dispatch() {
     --verify) verify ;;
     --lease) lease ;;
     --self-test) self_test ;;
-    *) promote ;;
+    --status) tell_status ;;
+    --history) tell_history ;;
+    --freeze) freeze ;;
+    --unfreeze) unfreeze ;;
+    --break-glass) break_glass ;;
+    --promote) promote ;;
+    *) misuse mode-unknown "mode: expected one that does something, observed ${MODE@Q}" "report it" ;;
   esac
 }
 
@@ -3503,6 +3958,7 @@ answer_at_once() {
 read_mode() {
   case "$1" in
     --build-staging | --observe | --verify | --promote | --lease | --self-test) MODE=$1 ;;
+    --status | --history | --freeze | --unfreeze | --break-glass) MODE=$1 ;;
     *) misuse mode-unknown "mode: expected one that --help names, observed ${1@Q}" "see --help" ;;
   esac
 }

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pytest_imagefresh.cli_operations import COMMANDS, examine
+
 if TYPE_CHECKING:
     from pytest_imagefresh.core.evidence import HookReport
     from pytest_imagefresh.core.layers import Configuration
@@ -103,13 +105,22 @@ def verify(file: Path, allowed_signers: Path) -> None:
 
 @main.command()
 @_REPO
-@_BRANCH
+@click.option("--branch", default=None, metavar="NAME", help="The branch to be validated; not for --host.")
 @_REVISION
 @_CONFIG
-def doctor(repo: str, branch: str, gate_revision: str | None, gate_config: Path | None) -> None:
-    """Show the settings with their sources, and try each thing that a gate needs; nothing is changed."""
+@click.option("--host", "of_host", is_flag=True, help="Examine the installation on the Docker host instead.")
+def doctor(repo: str, branch: str | None, gate_revision: str | None, gate_config: Path | None, of_host: bool) -> None:
+    """Show the settings with their sources, and try each thing that a gate needs; nothing is changed.
+
+    With --host: one line for each thing that docs/install-host.md asks for. Exit status: 0 all is well, 1 something is
+    wrong, 11 something could not be found out.
+    """
     from pytest_imagefresh.run import TargetRun
 
+    if of_host:
+        examine(repo, gate_config)
+    if branch is None:
+        raise click.UsageError("Missing option '--branch'.")
     with _told_in_one_line(), _open_run(branch, gate_revision, gate_config) as (run, configuration):
         _show_settings(configuration)
         click.echo(f"anchor   {run.anchor(repo).revision} in {run.anchor(repo).worktree}")
@@ -237,3 +248,7 @@ def _show_settings(configuration: Configuration) -> None:
         if source != "default":
             table.add_row(key, source)
     Console().print(table)
+
+
+for _command in COMMANDS:
+    main.add_command(_command)

@@ -63,7 +63,7 @@ _STEP = "imagefresh: step: "
 
 _BUILD_STEP = f"{_STEP}building "
 
-_LOOKS = ("--verify", "--self-test")
+_LOOKS = ("--verify", "--self-test", "--status", "--history")
 """The modes that change nothing."""
 
 _LOOKS_PER_CALL = 20
@@ -430,6 +430,11 @@ class TargetRun:
         """Promote the proven image of the validated revision to production; `verdict` is a packed one, "" for none."""
         variables = self._promotion(self.anchor.revision.hex, expected_image, verdict)
         return self._call("--promote", variables, _build_bound(self.settings))
+
+    def operate(self, mode: str, variables: dict[str, str]) -> HookReport:
+        """Call a mode for operators: `--status`, `--history`, `--freeze`, `--unfreeze`, `--break-glass`."""
+        bound = _build_bound if mode == "--break-glass" else _look_bound
+        return self._call(mode, variables, bound(self.settings))
 
     def tap_records(self) -> list[dict[str, str]]:
         """Return the tests of the staging check as plain text fields, fit for a test report that crosses processes."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from pytest_imagefresh.core.audit import Entry, Situation
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError
 from pytest_imagefresh.core.evidence import Anchor, CheckResult, HookReport
 from pytest_imagefresh.core.identity import ImageId, RunId
@@ -34,6 +35,7 @@ SELF_TEST = {
     "other-image-id": "image-id-mismatch",
     "unlabelled": "revision-missing",
     "unlabelled-and-empty": "revision-empty",
+    "frozen": "frozen",
     "missing-image": "image-missing",
     "missing-image-id": "image-missing",
 }
@@ -87,6 +89,8 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
     check_status: int | None = None
     check_output: str = ""
     cases: dict[str, str] = {}
+    history: list[Entry] = []
+    status: Situation = Situation()
     observed: dict[str, str] = {}
 
 
@@ -154,11 +158,7 @@ def promotion_variables(
         **_always(target, settings, run_id),
         "SOURCE_IMAGE": target.image,
         "EXPECTED_REVISION": expected_revision,
-        "PROD_IMAGE": target.prod_image,
-        "PROD_SERVICE": target.prod.service,
-        "PROD_PORT": str(target.prod.port),
-        "PROD_PROFILE": target.prod.profile,
-        "PROD_PIN": target.prod.pin,
+        **_production(target),
         "HEALTH_PATH": target.prod.health_path,
         "HEALTH_TIMEOUT": f"{settings.timeouts.health:g}",
         "SETTLE": f"{settings.settle:g}",
@@ -179,6 +179,35 @@ def self_test_variables(target: Target, settings: Settings, *, run_id: RunId) ->
 def lease_variables(target: Target, settings: Settings, *, run_id: RunId) -> dict[str, str]:
     """Return the variables of `--lease`."""
     return _always(target, settings, run_id)
+
+
+def status_variables(target: Target, settings: Settings, *, run_id: RunId) -> dict[str, str]:
+    """Return the variables of `--status`."""
+    return {
+        **_always(target, settings, run_id),
+        **_production(target),
+        "TARGET_IMAGE": target.image,
+        "TARGET_SERVICE": target.staging.service,
+    }
+
+
+def history_variables(target: Target, settings: Settings, *, run_id: RunId, limit: int) -> dict[str, str]:
+    """Return the variables of `--history`; `limit` is from 1 to 1000."""
+    return {**_always(target, settings, run_id), "HISTORY_LIMIT": str(limit)}
+
+
+def freeze_variables(target: Target, settings: Settings, *, run_id: RunId, reason: str) -> dict[str, str]:
+    """Return the variables of `--freeze`. Those of `--unfreeze` are those of `--lease`."""
+    return {**_always(target, settings, run_id), "REASON": encode_list([reason])}
+
+
+def break_glass_variables(
+    target: Target, settings: Settings, *, run_id: RunId, image: ImageId, reason: str
+) -> dict[str, str]:
+    """Return the variables of `--break-glass`: a promotion by image ID, for a reason, without expectations."""
+    variables = promotion_variables(target, settings, run_id=run_id, expected_revision="", expected_image=None)
+    del variables["EXPECTED_REVISION"]
+    return {**variables, "SOURCE_IMAGE": image.digest, "REASON": encode_list([reason])}
 
 
 def observation_variables(
@@ -219,6 +248,16 @@ def parse_grant(line: str) -> Grant | None:
 
 def _always(target: Target, settings: Settings, run_id: RunId) -> dict[str, str]:
     return {"REPO": target.repo, "RUN_ID": run_id.text, "COMPOSE_DIR": settings.host.repo_path}
+
+
+def _production(target: Target) -> dict[str, str]:
+    return {
+        "PROD_IMAGE": target.prod_image,
+        "PROD_SERVICE": target.prod.service,
+        "PROD_PORT": str(target.prod.port),
+        "PROD_PROFILE": target.prod.profile,
+        "PROD_PIN": target.prod.pin,
+    }
 
 
 def hook_command(hook: str, mode: str, variables: Mapping[str, str]) -> list[str]:
@@ -296,6 +335,8 @@ def parse_report(stdout: bytes, exit_status: int, mode: str) -> HookReport:
         seconds=line.seconds,
         check=None if line.check_status is None else CheckResult(line.check_status, output),
         cases=line.cases,
+        history=tuple(line.history),
+        situation=line.status,
         observed=observed,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pytest_imagefresh.core.audit import Entry, Situation
 from pytest_imagefresh.core.identity import BranchName, ContainerId, ImageId, Revision, TreeId
 
 REVISION_LABEL = "org.opencontainers.image.revision"
@@ -207,5 +208,9 @@ class HookReport:
     cases: Mapping[str, str] = field(default_factory=dict)
     """What each case of the self-test ended with, by name; empty for every other mode."""
     check: CheckResult | None = None
+    history: tuple[Entry, ...] = ()
+    """What `--history` tells, the newest last."""
+    situation: Situation = field(default_factory=Situation)
+    """What `--status` tells."""
     observed: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     """What `--observe` brings back, by its word: the engine's own answers, as they came."""

@@ -24,6 +24,9 @@ Subject = ImageId | Revision
 
 _CLOCK_SECONDS = 1.0
 
+FROZEN = "frozen"
+"""The cause by which the hook refuses, last of all, whatever would be promoted: its operators want that."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -274,13 +277,14 @@ def describe_production(production: Production) -> str:
 
 
 def check_accepted(report: HookReport, expected: ImageId, *, signed: bool = False) -> Verdict:
-    """Accept when the installed hook would promote exactly the expected image.
+    """Accept when the installed hook would promote exactly the expected image, now or once production is not frozen.
 
-    Where verdicts are `signed`, there is none before the gate is complete: then that may be all that the hook misses.
+    The hook looks at a freeze last: it is the operators' and says nothing about the image. Where verdicts are `signed`,
+    there is none before the gate is complete: then that may be all that the hook misses.
     """
     if signed and (report.kind, report.cause) == ("refused", "verdict-missing"):
         return compare("the image that the hook would promote with a verdict", expected, report.image_id, expected)
-    if not report.ok:
+    if not report.ok and (report.kind, report.cause) != ("refused", FROZEN):
         return Verdict(f"the hook refuses the validated image: {report.reason}", None, "accepted", report.cause)
     return compare("the image that the hook would promote", expected, report.image_id, expected)
 

@@ -326,6 +326,20 @@ def test_an_accepting_hook_is_accepted() -> None:
     assert check_accepted(REPORT, IMAGE_ID).ok
 
 
+FROZEN = replace(REPORT, ok=False, kind="refused", cause="frozen", exit_status=1)
+
+
+def test_a_hook_that_would_promote_once_production_is_not_frozen_is_accepted() -> None:
+    assert check_accepted(FROZEN, IMAGE_ID).ok
+
+
+@pytest.mark.parametrize(
+    "change", [{"image_id": OTHER_IMAGE_ID.digest}, {"image_id": ""}, {"kind": "unknown"}, {"cause": "thawed"}], ids=str
+)
+def test_frozen_production_accepts_nothing_else(change: Change) -> None:
+    assert not check_accepted(replace(FROZEN, **change), IMAGE_ID).ok
+
+
 @pytest.mark.parametrize("change", [{"ok": False}, {"image_id": OTHER_IMAGE_ID.digest}, {"image_id": ""}], ids=str)
 def test_a_hook_that_would_promote_something_else_is_refused(change: Change) -> None:
     assert not check_accepted(replace(REPORT, **change), IMAGE_ID).ok

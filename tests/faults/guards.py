@@ -140,8 +140,8 @@ GUARDS = [
     Guard(
         "the first line of the decision that holds decides",
         HOOK,
-        "    REPLY=${words[0]}\n    return 0\n",
-        "    REPLY=${words[0]}\n",
+        "    REPLY=${parts[0]}\n    return 0\n",
+        "    REPLY=${parts[0]}\n",
         ("tests/hook/test_decision_table.py",),
     ),
     Guard(

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_imagefresh.core.contract import render_hook
+from pytest_imagefresh.core.contract import encode_list, render_hook
 from tests.support import GIT_IDENTITY, Orchestrator, clean_environment
 
 SCRIPT = Path(__file__).resolve().parents[2] / "hooks" / "deploy-hook.sh"
@@ -38,6 +38,8 @@ KEYS = {
     "check_status",
     "check_output",
     "cases",
+    "history",
+    "status",
     "observed",
 }
 STATUS_OF_KIND = {"done": 0, "refused": 1, "usage": 2, "rolled-back": 3, "broken": 4, "unknown": 11}
@@ -241,6 +243,29 @@ class PretendedHost:
 
     def promote(self, **changes: str | None) -> Outcome:
         return self.hook.call("--promote", changed(self.promotion_variables(), changes))
+
+    def status(self, **changes: str | None) -> Outcome:
+        """Call `--status` with changed variables; None leaves one out."""
+        names = [*self._common(), "PROD_IMAGE", "PROD_SERVICE", "PROD_PORT", "PROD_PIN"]
+        variables = {name: value for name, value in self.promotion_variables().items() if name in names}
+        staging = {"TARGET_IMAGE": "shop-shop-staging", "TARGET_SERVICE": "shop-staging"}
+        return self.hook.call("--status", changed({**variables, **staging}, changes))
+
+    def history(self, **changes: str | None) -> Outcome:
+        return self.hook.call("--history", changed(self._common(), changes))
+
+    def freeze(self, reason: str = "a database is being moved", **changes: str | None) -> Outcome:
+        variables = {**self._common(), "REASON": encode_list([reason])}
+        return self.hook.call("--freeze", changed(variables, changes))
+
+    def unfreeze(self, **changes: str | None) -> Outcome:
+        return self.hook.call("--unfreeze", changed(self._common(), changes))
+
+    def break_glass(self, **changes: str | None) -> Outcome:
+        """Call `--break-glass` for the staging image, with changed variables; None leaves one out."""
+        variables = {**self.promotion_variables(), "SOURCE_IMAGE": STAGING_ID, "REASON": encode_list(["all is lost"])}
+        proofs = dict.fromkeys(["EXPECTED_REVISION", "EXPECTED_IMAGE_ID"])
+        return self.hook.call("--break-glass", changed(variables, {**proofs, **changes}))
 
     def self_test(self, **changes: str | None) -> Outcome:
         """Call `--self-test` with changed variables; None leaves one out."""

@@ -23,6 +23,7 @@ FACTS = {
     "image": ["missing", "right"],
     "production": ["unknown", "right"],
     "verdict": ["missing", "empty", "malformed", "contract", "given", *DOUBTS, "right"],
+    "frozen": ["unknown", "no", "yes"],
 }
 POLICIES = [
     {"policy": "no"},
@@ -42,14 +43,20 @@ def combinations() -> Iterator[dict[str, str]]:
 
 
 def expected(facts: Mapping[str, str]) -> str:
-    """The decision as a person would explain it: what the caller says, what the image is, and last the verdict."""
+    """The decision as a person would explain it: what is said, what the image is, the verdict, last a freeze."""
     needed = {name for name in ("revision", "image_id", "verdict") if facts.get(f"require_{name}") == "yes"}
     refusal = what_is_said(facts, needed) or what_the_image_is(facts)
     if refusal or facts["verdict"] in DOUBTS:
         return refusal or f"verdict-{facts['verdict']}"
-    if facts["production"] != "right" or facts["verdict"] == "given":
-        return "undecided"
-    return "verdict-missing" if facts["verdict"] == "missing" and "verdict" in needed else "verified"
+    if facts["verdict"] == "missing" and "verdict" in needed and facts["production"] == "right":
+        return "verdict-missing"
+    if facts["frozen"] == "yes":
+        return "frozen"
+    return (
+        "verified"
+        if facts["production"] == "right" and facts["verdict"] != "given" and facts["frozen"] == "no"
+        else "undecided"
+    )
 
 
 def what_is_said(facts: Mapping[str, str], needed: set[str]) -> str:
@@ -100,7 +107,7 @@ def test_every_combination_is_decided_as_the_model_decides() -> None:
     """Whatever is missing, empty, malformed or wrong, with every policy: the same cause, and one way to `verified`."""
     facts = list(combinations())
     observed = decide(facts)
-    assert len(observed) == len(facts) > 20_000
+    assert len(observed) == len(facts) > 50_000
     different = [
         (each, expected(each), cause) for each, cause in zip(facts, observed, strict=True) if expected(each) != cause
     ]
@@ -109,17 +116,18 @@ def test_every_combination_is_decided_as_the_model_decides() -> None:
     assert accepted
     for each in accepted:
         assert {each["image"], each["production"]} == {"right"}
+        assert each["frozen"] == "no"
         for name in ("revision", "image_id", "verdict"):
             assert each[name] == "right" or (each[name] == "missing" and f"require_{name}" not in each)
 
 
 def test_what_is_not_known_yet_is_never_accepted() -> None:
     good = {"policy": "no", "revision": "right", "image_id": "right", "image": "right", "production": "right"}
-    good["verdict"] = "missing"
+    good |= {"verdict": "missing", "frozen": "no"}
     assert decide([good]) == ["verified"]
-    for name in ("revision", "image_id", "image", "production", "verdict"):
+    for name in ("revision", "image_id", "image", "production", "verdict", "frozen"):
         partly = {fact: state for fact, state in good.items() if fact != name}
-        odd = [{**partly, name: state} for state in ("unknown", "Right", "right|missing", "", "*", "yes")]
+        odd = [{**partly, name: state} for state in ("unknown", "Right", "right|missing", "", "*", "true")]
         assert set(decide([partly, *odd])) == {"undecided"}, name
 
 

@@ -28,6 +28,7 @@ CASES = {
     "other-image-id": "image-id-mismatch",
     "unlabelled": "revision-missing",
     "unlabelled-and-empty": "revision-empty",
+    "frozen": "frozen",
     "missing-image": "image-missing",
     "missing-image-id": "image-missing",
 }
@@ -88,6 +89,11 @@ MUTANTS = {
         "  'revision-mismatch          revision=wrong'\n",
         "",
         "wrong-revision: expected revision-mismatch, observed undecided",
+    ),
+    "a frozen production is promoted": (
+        '[[ -z "${FROZEN}" ]] || FACT[frozen]=yes',
+        "true",
+        "frozen: expected frozen, observed verified",
     ),
     "everything is refused": (
         "decide() {",

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.root  # a policy must be root's
 
 GATE_ONLY = ["--build-staging", "--self-test"]
 PROMOTE_ONLY = ["--promote"]
-BOTH = ["--verify", "--lease", "--contract"]
+BOTH = ["--verify", "--lease", "--status", "--history", "--contract"]
 
 
 class BoundHost(PretendedHost):
@@ -28,12 +28,12 @@ class BoundHost(PretendedHost):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.bind()
+        self.write_policy()
 
-    def bind(self, **changes: str | None) -> None:
-        """Write the policy that keys are bound to; None leaves a line out."""
-        own = {"REQUIRE": "revision image_id", "REPOS_DIR": str(self.clone.path.parent), "ALLOWED_SIGNERS": None}
-        self.policy(**{**own, **changes})
+    def write_policy(self, named: str = "shop", **changes: str | None) -> None:
+        """Write a policy for the production of the repo `shop`, without verdicts; None leaves a line out."""
+        usual = {"REQUIRE": "revision image_id", "ALLOWED_SIGNERS": None, "REPOS_DIR": str(self.clone.path.parent)}
+        self.policy(named, **{**usual, **changes})
 
     def ask(
         self,
@@ -321,7 +321,7 @@ def test_without_a_policy_nothing_is_done(bound: BoundHost) -> None:
     request = words("--verify", bound.promotion_variables())
     assert bound.asked(request, target="other").verdict == (1, "policy-missing")
     assert bound.asked("--contract", target="other").verdict == (1, "policy-missing")
-    bound.bind(REQUIRE=None)
+    bound.write_policy(REQUIRE=None)
     assert bound.asked(request).verdict == (1, "policy-invalid")
     (bound.policies / "shop.conf").unlink()
     assert bound.asked(request).verdict == (1, "policy-missing")
@@ -358,7 +358,7 @@ def test_a_clone_lies_where_the_policy_says(bound: BoundHost, context: str) -> N
 
 
 def test_without_a_folder_of_clones_only_a_pack_is_taken(bound: BoundHost) -> None:
-    bound.bind(REPOS_DIR=None)
+    bound.write_policy(REPOS_DIR=None)
     variables = bound.staging_variables()
     assert bound.asked(words("--build-staging", variables)).verdict == (1, "clone-outside")
     assert bound.asked(words("--build-staging", {**variables, "BUILD_CONTEXT": "-"})).verdict == (1, "pack-broken")

@@ -457,7 +457,7 @@ def test_the_state_folder_is_closed_to_others_and_the_lock_file_stays(pretended:
     state.mkdir(mode=0o755)
     assert pretended.promote().status == 0
     assert state.stat().st_mode & 0o777 == 0o700
-    assert sorted(path.name for path in state.iterdir()) == ["lock", "promoted", "turn"]
+    assert sorted(path.name for path in state.iterdir()) == ["history", "lock", "promoted", "turn"]
 
 
 # --- the engine -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,65 @@
+"""What the hook remembers and sees for operators: the history of decisions, and the situation of one target. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One decision, as the host's history keeps it. What a decision is not about is ""."""
+
+    time: str
+    """UTC, RFC 3339, whole seconds."""
+    mode: str
+    kind: str
+    cause: str
+    run_id: str = ""
+    repo: str = ""
+    who: str = ""
+    """The fingerprint of the caller's key, else user ID and name on the host."""
+    service: str = ""
+    revision: str = ""
+    image_id: str = ""
+    previous: str = ""
+    """The image that production ran before."""
+    reason: str = ""
+
+
+class Running(msgspec.Struct, frozen=True):
+    """One container of a service, in whatever state."""
+
+    service: str
+    container_id: str
+    name: str
+    image_id: str
+    state: str
+    health: str = ""
+    since: str = ""
+    """When it was started, as the engine tells it."""
+    revision: str = ""
+    """Out of the label of its image, "" where there is none."""
+
+
+class Freeze(msgspec.Struct, frozen=True):
+    """Production is not promoted until its operators end this."""
+
+    since: str
+    who: str
+    reason: str
+
+
+class Situation(msgspec.Struct, frozen=True):
+    """What `--status` tells of one target."""
+
+    production: list[Running] = []
+    staging: list[Running] = []
+    prod_tag: str = ""
+    previous_tag: str = ""
+    staging_tag: str = ""
+    verified: bool = False
+    """Whether production runs exactly what was promoted last, and that promotion was a regular one."""
+    proof: str = ""
+    """The same as a sentence."""
+    break_glass: str = ""
+    promoted: Entry | None = None
+    frozen: Freeze | None = None
