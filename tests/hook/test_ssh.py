@@ -364,6 +364,15 @@ def test_without_a_folder_of_clones_only_a_pack_is_taken(bound: BoundHost) -> No
     assert bound.asked(words("--build-staging", {**variables, "BUILD_CONTEXT": "-"})).verdict == (1, "pack-broken")
 
 
+def test_what_another_policy_claims_is_neither_paused_nor_told_of(bound: BoundHost) -> None:
+    unused = dict.fromkeys(["GIT_SHA", "BUILD_CONTEXT", "STAGING_CHECK_PATH", "BUILD_TIMEOUT", "CHECK_TIMEOUT"])
+    variables = changed(bound.staging_variables(), unused)
+    bound.write_policy("other", PROD_IMAGE="other", PROD_SERVICE="shop-staging", PROD_PORT="1")
+    for word in ("silence", "container", "log", "changes", "answer"):
+        assert bound.asked(words("--observe", {**variables, "OBSERVE": word})).verdict == (1, "staging-is-claimed")
+    assert bound.calls == []
+
+
 # --- fuzzed -----------------------------------------------------------------------------------------------------------
 
 PIECES = st.sampled_from(
