@@ -11,7 +11,7 @@ from pytest_imagefresh.core.errors import ConfigError, Refused
 from pytest_imagefresh.core.identity import ImageId, Revision
 from pytest_imagefresh.core.settings import Settings, Signing
 from pytest_imagefresh.core.statement import Statement, pack_verdict
-from pytest_imagefresh.core.verdict import FROZEN
+from pytest_imagefresh.core.verdict import check_accepted
 from pytest_imagefresh.run import TargetRun
 
 
@@ -39,8 +39,7 @@ def issue(
     text = statement.render()
     signature = sign(text, signing, timeout=run.settings.timeouts.inspect)
     report = run.verify_verdict(statement.image_id, pack_verdict(text, signature))
-    held = report.ok or (report.kind, report.cause) == ("refused", FROZEN)
-    if not held or report.verdict != "accepted" or report.image_id != statement.image_id.digest:
+    if not check_accepted(report, statement.image_id) or report.verdict != "accepted":
         raise Refused(
             f"the host does not accept the verdict of {run.target.name}: {report.reason}; nothing can be promoted"
         )

@@ -24,7 +24,7 @@ Subject = ImageId | Revision
 
 _CLOCK_SECONDS = 1.0
 
-FROZEN = "frozen"
+_FROZEN = "frozen"
 """The cause by which the hook refuses, last of all, whatever would be promoted: its operators want that."""
 
 
@@ -284,7 +284,7 @@ def check_accepted(report: HookReport, expected: ImageId, *, signed: bool = Fals
     """
     if signed and (report.kind, report.cause) == ("refused", "verdict-missing"):
         return compare("the image that the hook would promote with a verdict", expected, report.image_id, expected)
-    if not report.ok and (report.kind, report.cause) != ("refused", FROZEN):
+    if not report.ok and (report.kind, report.cause) != ("refused", _FROZEN):
         return Verdict(f"the hook refuses the validated image: {report.reason}", None, "accepted", report.cause)
     return compare("the image that the hook would promote", expected, report.image_id, expected)
 

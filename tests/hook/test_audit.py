@@ -53,9 +53,9 @@ def history_file(host: PretendedHost) -> Path:
 
 
 def entries(host: PretendedHost) -> list[dict[str, str]]:
-    """The history as it lies on the disk."""
+    """The history as it lies on the disk; an empty line is none."""
     path = history_file(host)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.exists() else []
 
 
 # --- what is written --------------------------------------------------------------------------------------------------

@@ -95,6 +95,7 @@ def test_freezing_stops_promotions_until_it_is_ended(desk: Desk) -> None:
     assert desk.host.promote().verdict == (0, "promoted")
 
 
+@pytest.mark.root
 def test_break_glass_is_told_by_everything_that_tells_of_production(desk: Desk) -> None:
     argv = ["break-glass", "--image", STAGING_ID, "--reason", "all is lost"]
     assert desk.imagefresh(*argv).status == 1

@@ -207,6 +207,7 @@ def lenient(pretended: PretendedHost) -> PretendedHost:
     return pretended
 
 
+@pytest.mark.root
 def test_break_glass_promotes_what_nothing_has_proven_and_says_so_everywhere(lenient: PretendedHost) -> None:
     assert lenient.promote().verdict == (1, "revision-missing")
     outcome = lenient.break_glass()
@@ -220,6 +221,7 @@ def test_break_glass_promotes_what_nothing_has_proven_and_says_so_everywhere(len
     assert entry["reason"] == f"all is lost: production runs {STAGING_ID}, WHICH NOTHING HAS PROVEN"
 
 
+@pytest.mark.root
 def test_status_warns_of_break_glass_until_the_next_regular_promotion(lenient: PretendedHost) -> None:
     lenient.break_glass()
     outcome = lenient.status()
@@ -234,6 +236,7 @@ def test_status_warns_of_break_glass_until_the_next_regular_promotion(lenient: P
     assert (situation(lenient.status())["verified"], situation(lenient.status())["break_glass"]) == (True, "")
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("word", ["no", None, "", "YES", "yes "], ids=str)
 def test_break_glass_needs_a_policy_that_says_yes(pretended: PretendedHost, word: str | None) -> None:
     pretended.policy(BREAK_GLASS=word, REQUIRE="revision image_id")
@@ -248,6 +251,7 @@ def test_break_glass_without_any_policy_is_forbidden(pretended: PretendedHost) -
     assert pretended.changes() == []
 
 
+@pytest.mark.root
 @pytest.mark.parametrize(
     "change",
     [
@@ -268,6 +272,7 @@ def test_break_glass_takes_an_image_id_and_a_reason_and_no_proof(
     assert lenient.changes() == []
 
 
+@pytest.mark.root
 def test_break_glass_still_needs_an_image_and_rolls_back(lenient: PretendedHost) -> None:
     assert lenient.break_glass(SOURCE_IMAGE=OTHER_ID).verdict == (1, "image-missing")
     lenient.set(answer_of={STAGING_ID: "500"})
@@ -276,6 +281,7 @@ def test_break_glass_still_needs_an_image_and_rolls_back(lenient: PretendedHost)
     assert situation(lenient.status())["break_glass"] == ""
 
 
+@pytest.mark.root
 def test_a_freeze_does_not_hold_up_break_glass_and_outlives_it(lenient: PretendedHost) -> None:
     lenient.freeze()
     assert lenient.break_glass().verdict == (0, "broke-glass")

@@ -28,12 +28,12 @@ class BoundHost(PretendedHost):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.write_policy()
+        self.bind()
 
-    def write_policy(self, named: str = "shop", **changes: str | None) -> None:
-        """Write a policy for the production of the repo `shop`, without verdicts; None leaves a line out."""
-        usual = {"REQUIRE": "revision image_id", "ALLOWED_SIGNERS": None, "REPOS_DIR": str(self.clone.path.parent)}
-        self.policy(named, **{**usual, **changes})
+    def bind(self, named: str = "shop", **changes: str | None) -> None:
+        """Write the policy that keys are bound to; None leaves a line out."""
+        own = {"REQUIRE": "revision image_id", "REPOS_DIR": str(self.clone.path.parent), "ALLOWED_SIGNERS": None}
+        self.policy(named, **{**own, **changes})
 
     def ask(
         self,
@@ -321,7 +321,7 @@ def test_without_a_policy_nothing_is_done(bound: BoundHost) -> None:
     request = words("--verify", bound.promotion_variables())
     assert bound.asked(request, target="other").verdict == (1, "policy-missing")
     assert bound.asked("--contract", target="other").verdict == (1, "policy-missing")
-    bound.write_policy(REQUIRE=None)
+    bound.bind(REQUIRE=None)
     assert bound.asked(request).verdict == (1, "policy-invalid")
     (bound.policies / "shop.conf").unlink()
     assert bound.asked(request).verdict == (1, "policy-missing")
@@ -358,7 +358,7 @@ def test_a_clone_lies_where_the_policy_says(bound: BoundHost, context: str) -> N
 
 
 def test_without_a_folder_of_clones_only_a_pack_is_taken(bound: BoundHost) -> None:
-    bound.write_policy(REPOS_DIR=None)
+    bound.bind(REPOS_DIR=None)
     variables = bound.staging_variables()
     assert bound.asked(words("--build-staging", variables)).verdict == (1, "clone-outside")
     assert bound.asked(words("--build-staging", {**variables, "BUILD_CONTEXT": "-"})).verdict == (1, "pack-broken")
@@ -367,7 +367,7 @@ def test_without_a_folder_of_clones_only_a_pack_is_taken(bound: BoundHost) -> No
 def test_what_another_policy_claims_is_neither_paused_nor_told_of(bound: BoundHost) -> None:
     unused = dict.fromkeys(["GIT_SHA", "BUILD_CONTEXT", "STAGING_CHECK_PATH", "BUILD_TIMEOUT", "CHECK_TIMEOUT"])
     variables = changed(bound.staging_variables(), unused)
-    bound.write_policy("other", PROD_IMAGE="other", PROD_SERVICE="shop-staging", PROD_PORT="1")
+    bound.bind("other", PROD_IMAGE="other", PROD_SERVICE="shop-staging", PROD_PORT="1")
     for word in ("silence", "container", "log", "changes", "answer"):
         assert bound.asked(words("--observe", {**variables, "OBSERVE": word})).verdict == (1, "staging-is-claimed")
     assert bound.calls == []

@@ -46,6 +46,24 @@ def test_the_verdict_of_a_complete_gate_is_accepted_and_used_up(signed: Signed) 
     assert [path.name for path in signed.ledger.iterdir()] == [GATE_RUN]
 
 
+def test_a_frozen_production_accepts_a_verdict_and_does_not_use_it_up(signed: Signed) -> None:
+    verdict = signed.verdict()
+    signed.host.freeze()
+    assert signed.host.verify(VERDICT=None).verdict == (1, "verdict-missing")
+    outcome = both(signed, verdict)
+    assert (outcome.cause, outcome.line["verdict"], outcome.image_id) == ("frozen", "accepted", STAGING_ID)
+    signed.host.unfreeze()
+    assert signed.host.promote(VERDICT=verdict).verdict == (0, "promoted")
+
+
+def test_a_verdict_from_before_a_break_glass_promotion_cannot_undo_it(signed: Signed) -> None:
+    verdict = signed.verdict()
+    signed.host.policy(BREAK_GLASS="yes")
+    assert signed.host.break_glass().verdict == (0, "broke-glass")
+    assert list(signed.ledger.iterdir()) == []
+    assert signed.host.promote(VERDICT=verdict).verdict == (1, "verdict-production-changed")
+
+
 def test_a_verdict_works_once(signed: Signed) -> None:
     verdict = signed.verdict()
     assert signed.host.promote(VERDICT=verdict).verdict == (0, "promoted")
