@@ -3471,6 +3471,8 @@ observe() {
   local word words=()
   read_observation_variables
   refuse_production_names
+  BUILD_CONTEXT=- # nothing is built
+  refuse_claimed_staging
   prepare_host
   [[ -z "${LEASE+set}" ]] || require_lease
   IFS=, read -ra words <<<"${OBSERVE}"

@@ -43,6 +43,17 @@ class ObservedEngine(EngineReader):
     def close(self) -> None:
         """Do nothing: nothing is held."""
 
+    @contextlib.contextmanager
+    def asking(self, subject: str) -> Iterator[None]:
+        """Translate what an answer of an unexpected shape causes."""
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise EvidenceError(
+                f"engine {self.name} was asked for {subject} and its answer is not understood: "
+                f"{type(error).__name__}: {error}; is it really deploy-hook.sh?"
+            ) from error
+
     def info(self) -> Mapping[str, Any]:
         """Return ID and SystemTime of the engine."""
         found = self._json("engine")

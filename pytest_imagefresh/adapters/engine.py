@@ -261,8 +261,10 @@ class EngineReader:
 
     id: str
     """The engine's own ID."""
-    name: str
-    """How the engine is reached, for messages."""
+
+    def asking(self, subject: str) -> contextlib.AbstractContextManager[None]:
+        """Translate everything foreign that can happen while the engine is asked for something."""
+        raise NotImplementedError
 
     def inspect(self, kind: str, name: str) -> Mapping[str, Any] | None:
         """Return the engine's JSON of an image or a container; None only where the engine says that there is none."""
@@ -342,7 +344,7 @@ class EngineReader:
 
     def read_changes(self, container_id: ContainerId) -> tuple[Change, ...]:
         """Return every path at which a container's files are not its image's. Nothing is seen below a mount."""
-        with _asking(self.name, f"the changed files of container {container_id}"):
+        with self.asking(f"the changed files of container {container_id}"):
             changes = self.list_changes(container_id)
             # The engine's word for none is null.
             listed = () if changes is None else _list(changes)
@@ -350,12 +352,12 @@ class EngineReader:
 
     def read_clock(self) -> str:
         """Return the engine's own time, in RFC 3339."""
-        with _asking(self.name, "its time"):
+        with self.asking("its time"):
             return _text(self.info()["SystemTime"])
 
     def read_port_owners(self, port: int) -> tuple[PortOwner, ...]:
         """Return every container that publishes a TCP port of the host now, once per address."""
-        with _asking(self.name, f"the owners of port {port}"):
+        with self.asking(f"the owners of port {port}"):
             return tuple(
                 PortOwner(ContainerId(each["Id"]), _text(each["Names"][0]).removeprefix("/"), bound.get("IP") or "")
                 for each in _list(self.list_publishers(port))
@@ -372,12 +374,16 @@ class Engine(EngineReader):
             raise EvidenceError(f"engine {socket} has the ID {engine_id!r}, expected text; check the engine's version")
         self.client = client
         self.id = engine_id
-        self.name = self.socket = socket
+        self.socket = socket
         self._timeout = timeout
 
     def close(self) -> None:
         """Close the kept connections."""
         self.client.close()
+
+    def asking(self, subject: str) -> contextlib.AbstractContextManager[None]:
+        """Translate everything foreign, and advise to try the same socket."""
+        return _asking(self.socket, subject)
 
     def inspect(self, kind: str, name: str) -> Mapping[str, Any] | None:
         """Return the engine's JSON; None only for its own words `No such ...`, never for any other 404."""

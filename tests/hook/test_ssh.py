@@ -30,10 +30,10 @@ class BoundHost(PretendedHost):
         super().__init__(folder)
         self.bind()
 
-    def bind(self, **changes: str | None) -> None:
+    def bind(self, named: str = "shop", **changes: str | None) -> None:
         """Write the policy that keys are bound to; None leaves a line out."""
         own = {"REQUIRE": "revision image_id", "REPOS_DIR": str(self.clone.path.parent), "ALLOWED_SIGNERS": None}
-        self.policy(**{**own, **changes})
+        self.policy(named, **{**own, **changes})
 
     def ask(
         self,
@@ -362,6 +362,15 @@ def test_without_a_folder_of_clones_only_a_pack_is_taken(bound: BoundHost) -> No
     variables = bound.staging_variables()
     assert bound.asked(words("--build-staging", variables)).verdict == (1, "clone-outside")
     assert bound.asked(words("--build-staging", {**variables, "BUILD_CONTEXT": "-"})).verdict == (1, "pack-broken")
+
+
+def test_what_another_policy_claims_is_neither_paused_nor_told_of(bound: BoundHost) -> None:
+    unused = dict.fromkeys(["GIT_SHA", "BUILD_CONTEXT", "STAGING_CHECK_PATH", "BUILD_TIMEOUT", "CHECK_TIMEOUT"])
+    variables = changed(bound.staging_variables(), unused)
+    bound.bind("other", PROD_IMAGE="other", PROD_SERVICE="shop-staging", PROD_PORT="1")
+    for word in ("silence", "container", "log", "changes", "answer"):
+        assert bound.asked(words("--observe", {**variables, "OBSERVE": word})).verdict == (1, "staging-is-claimed")
+    assert bound.calls == []
 
 
 # --- fuzzed -----------------------------------------------------------------------------------------------------------
