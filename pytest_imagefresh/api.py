@@ -15,10 +15,12 @@ from pytest_imagefresh.adapters import command
 from pytest_imagefresh.adapters.configuration import load_configuration
 from pytest_imagefresh.adapters.engine import connect_engine
 from pytest_imagefresh.adapters.host import connect
+from pytest_imagefresh.adapters.records import VERDICT, find_proven, read_verdict
 from pytest_imagefresh.core.contract import deploy_command, request_command
 from pytest_imagefresh.core.errors import ImagefreshError, Refused
 from pytest_imagefresh.core.identity import RepoName, Revision
 from pytest_imagefresh.core.settings import Host, Settings, Target, applies, targets_for
+from pytest_imagefresh.core.statement import pack_verdict
 from pytest_imagefresh.core.verdict import check_provenance
 from pytest_imagefresh.run import GateRun, TargetRun, gate_bound
 
@@ -106,7 +108,7 @@ def check_staging_image_fresh(repo: str, work_item_id: str, branch: str) -> tupl
 
 
 def build_deploy_command(repo: str, branch: str) -> list[str]:
-    """Return the promote call of the installed hook as argv, for a caller's own ssh.
+    """Return the promote call of the installed hook as argv, for a caller's own ssh; with a signed verdict if there is one.
 
     Where the gate applies and the revision cannot be resolved, EXPECTED_REVISION is set but empty, which
     the hook refuses.
@@ -119,11 +121,22 @@ def build_deploy_command(repo: str, branch: str) -> list[str]:
             if len(targets) != 1:
                 raise Refused(f"repo {repo} has {len(targets)} targets; promote each with: imagefresh promote")
             variables = TargetRun(run, targets[0]).promotion(expected or "")
+            if expected:
+                variables |= _verdict(run, targets[0], Revision(expected))
             if run.settings.host.restricted and expected is not None:
                 return request_command("--promote", variables)
             return deploy_command(run.settings.host.hook, variables, expected)
     except Exception:
         return deploy_command(Host().hook, {}, "")
+
+
+def _verdict(run: GateRun, target: Target, revision: Revision) -> dict[str, str]:
+    """Return the variables that bring the newest signed verdict of a revision; none where there is none."""
+    proven = find_proven(run.rootdir, target.repo, target.name, revision)
+    signed = read_verdict(proven.folder / VERDICT) if proven else None
+    if proven is None or signed is None:
+        return {}
+    return {"EXPECTED_IMAGE_ID": proven.image_id.digest, "VERDICT": pack_verdict(*signed)}
 
 
 def _settings() -> Settings:

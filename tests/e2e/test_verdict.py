@@ -9,6 +9,7 @@ import pytest
 from pytest_imagefresh.core.statement import parse_statement
 from tests.e2e.pipeline import PRINCIPAL, Pipeline
 from tests.hook.verdicts import make_key
+from tests.support import run
 
 pytestmark = pytest.mark.root  # a policy is root's
 
@@ -60,6 +61,15 @@ def test_only_the_verdict_of_what_production_is_ready_for_promotes_and_once(sign
     assert shown.status == 0, shown.output
     assert shown.says(second)
     assert shown.says(f"holds, of {PRINCIPAL}")
+
+
+def test_a_callers_own_ssh_gets_the_verdict_too(signing: Pipeline) -> None:
+    revision = gate(signing, "new")
+    command = signing.api("build_deploy_command", "orchestrator", signing.copy.branch)
+    assert isinstance(command, list)
+    deployed = run(command, check=False)
+    assert deployed.returncode == 0, deployed.stderr
+    assert signing.prod == revision
 
 
 def test_a_gate_whose_key_the_host_does_not_allow_does_not_pass(signing: Pipeline, tmp_path: Path) -> None:

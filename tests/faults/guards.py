@@ -175,8 +175,8 @@ GUARDS = [
     Guard(
         "no name in a request is evaluated",
         HOOK,
-        "    *) misuse request-malformed \"the request: expected a variable of --help, observed ${1@Q}\" 'leave it out' ;;\n",
-        "    *) printf -v \"$1\" '%s' \"$2\" ;;\n",
+        '    *) misuse request-malformed "the request: expected a variable of --help',
+        '    *) printf -v "$1" \'%s\' "$2" ;;\n    -) misuse request-malformed "',
         ("tests/hook/test_ssh.py",),
     ),
     Guard(
