@@ -108,7 +108,7 @@ def check_staging_image_fresh(repo: str, work_item_id: str, branch: str) -> tupl
 
 
 def build_deploy_command(repo: str, branch: str) -> list[str]:
-    """Return the promote call of the installed hook as argv, for a caller's own ssh; with a signed verdict if there is one.
+    """Return the promote call of the installed hook as argv, for a caller's own ssh, with the signed verdict if any.
 
     Where the gate applies and the revision cannot be resolved, EXPECTED_REVISION is set but empty, which
     the hook refuses.

@@ -168,8 +168,8 @@ GUARDS = [
     Guard(
         "staging is nothing that a policy claims",
         HOOK,
-        "  refuse_claimed_staging\n  prepare_host\n",
-        "  prepare_host\n",
+        "  refuse_claimed_staging\n  prepare_host\n  take_lock",
+        "  prepare_host\n  take_lock",
         ("tests/hook/test_policy.py",),
     ),
     Guard(
