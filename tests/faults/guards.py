@@ -15,6 +15,7 @@ UNCHANGED_TESTS = ("tests/core/test_unchanged.py",)
 PORT = "pytest_imagefresh/core/port.py"
 PORT_TESTS = ("tests/core/test_port.py",)
 CONTENT_TESTS = "tests/core/test_content.py"
+SSH_TESTS = ("tests/hook/test_ssh.py", "-k")
 
 
 @dataclass(frozen=True)
@@ -566,5 +567,62 @@ GUARDS = [
         "    if up < settle:\n",
         "    if up < 0:\n",
         ("tests/core/test_verdict.py", "-k", "up_long_enough"),
+    ),
+    # -- a key that is bound to one target
+    Guard(
+        "a request holds harmless characters only",
+        HOOK,
+        '  [[ "${rest}" =~ ${REQUEST_PATTERN} ]] ||\n',
+        "  [[ -n 1 ]] ||\n",
+        (*SSH_TESTS, "malformed and gate"),
+    ),
+    Guard(
+        "a request says everything once",
+        HOOK,
+        '    named+="${word%%=*} "\n',
+        "",
+        (*SSH_TESTS, "twice"),
+    ),
+    Guard(
+        "a bound key's environment has no say",
+        HOOK,
+        "  [[ \"$1\" != --ssh ]] || kept=' SSH_ORIGINAL_COMMAND '\n",
+        "  [[ \"$1\" != --ssh ]] || kept+=' SSH_ORIGINAL_COMMAND '\n",
+        (*SSH_TESTS, "no_variable_of"),
+    ),
+    Guard(
+        "a gate key promotes nothing, a promote key builds nothing",
+        HOOK,
+        '  [[ " ${modes} " == *" ${MODE} "* ]] ||\n',
+        "  [[ -n 1 ]] ||\n",
+        (*SSH_TESTS, "other_key"),
+    ),
+    Guard(
+        "a bound key's production is the policy's",
+        HOOK,
+        '  find_policy_named "$3"\n  bind_to_policy\n',
+        '  find_policy_named "$3"\n',
+        (*SSH_TESTS, "another_production"),
+    ),
+    Guard(
+        "what a policy claims is not observed as staging",
+        HOOK,
+        "  BUILD_CONTEXT=- # nothing is built\n  refuse_claimed_staging\n",
+        "",
+        (*SSH_TESTS, "another_policy_claims"),
+    ),
+    Guard(
+        "a pause behind a bound key ends by itself",
+        HOOK,
+        'sleep "$3" &\n',
+        "sleep 99 &\n",
+        ("tests/hook/test_observe.py", "-k", "killed"),
+    ),
+    Guard(
+        "what the hook observed is our container",
+        "pytest_imagefresh/observed_engine.py",
+        "        if report.container_id != container_id.hex:\n",
+        "        if not report:\n",
+        ("tests/test_observed_engine.py", "-k", "another_container"),
     ),
 ]
