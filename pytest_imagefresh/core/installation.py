@@ -18,6 +18,13 @@ POLICY_KEYS = ("PROD_IMAGE", "PROD_SERVICE", "PROD_PORT", "COMPOSE_DIR", "REQUIR
 """What every policy says."""
 
 _CONSTANT = re.compile(r"(?m)^readonly (SAFE_PATH|ENGINE|DOCKER_CONFIG_DIR|TEMP_DIR|POLICY_DIR)='([^'\n]*)'$")
+_PRINCIPAL = r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,254}"
+_SIGNER = re.compile(
+    rf'{_PRINCIPAL}(,{_PRINCIPAL})* namespaces="imagefresh"(,valid-(after|before)="[0-9]{{8,14}}Z?"){{0,2}}'
+    r" [a-z0-9@.-]+ [A-Za-z0-9+/]+=*( [ -~]*)?"
+)
+"""What the hook takes as the line of a signer."""
+
 _OTHERS_WRITE = 0o022
 _STICKY = 0o1000
 
@@ -149,16 +156,9 @@ def check_signers(path: str, signers: Text) -> Answer:
     if signers.problem:
         return Answer(subject, path, expected, signers.problem, UNKNOWN)
     lines = [line for line in signers.text.splitlines() if line.strip() and not line.startswith("#")]
-    wrong = [line for line in lines if not _is_signer(line)]
+    wrong = [line for line in lines if not _SIGNER.fullmatch(line)]
     observed = f"{len(lines)} lines" if lines and not wrong else f"observed {wrong[0][:60]!r}" if wrong else "no line"
     return Answer(subject, path, expected, observed, _word(bool(lines) and not wrong))
-
-
-def _is_signer(line: str) -> bool:
-    principal, _, rest = line.partition(" ")
-    words = rest.split()
-    plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@+,-]*", principal) is not None
-    return plain and len(words) >= 2 and 'namespaces="imagefresh"' in words[0].split(",")
 
 
 def _is_closed(seen: Seen) -> bool:
