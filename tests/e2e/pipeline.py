@@ -88,7 +88,7 @@ class Pipeline:
 
     def write_policy(self, signer: Path | None = None) -> None:
         """Write the policy of the copy's production; with a signer it requires verdicts of that key."""
-        self.policies.mkdir(exist_ok=True)
+        self.policies.mkdir(mode=0o755, exist_ok=True)
         lines = {
             "PROD_IMAGE": self.copy.prod_image,
             "PROD_SERVICE": "orchestrator",
@@ -100,15 +100,20 @@ class Pipeline:
         if signer is not None:
             lines |= {"REQUIRE": "revision image_id verdict", "ALLOWED_SIGNERS": self._allow(signer)}
         text = "".join(f"{key}={value}\n" for key, value in lines.items())
-        (self.policies / "orchestrator.conf").write_text(text)
+        self._write(self.policies / "orchestrator.conf", text)
 
     def _allow(self, signer: Path) -> Path:
         """Install who may sign, and the ledger."""
         path = self.policies / "allowed_signers"
-        path.write_text(f'{PRINCIPAL} namespaces="imagefresh" {signer.with_suffix(".pub").read_text()}')
+        self._write(path, f'{PRINCIPAL} namespaces="imagefresh" {signer.with_suffix(".pub").read_text()}')
         for folder in (self.copy.compose_dir / ".imagefresh", self.copy.compose_dir / ".imagefresh/verdicts"):
             folder.mkdir(mode=0o700, exist_ok=True)
         return path
+
+    @staticmethod
+    def _write(path: Path, text: str) -> None:
+        path.write_text(text)
+        path.chmod(0o644)
 
     def clones_on_host(self) -> Path:
         """Return the folder of the clones as the host has them: elsewhere, bare, and always up to date."""

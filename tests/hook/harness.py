@@ -191,9 +191,10 @@ class PretendedHost:
             "REQUIRE": "revision image_id verdict",
             "ALLOWED_SIGNERS": str(self.policies / "allowed_signers"),
         }
-        self.policies.mkdir(exist_ok=True)
+        self.policies.mkdir(mode=0o755, exist_ok=True)
         path = self.policies / f"{named}.conf"
         path.write_text("".join(f"{key}={value}\n" for key, value in changed(keys, changes).items()))
+        path.chmod(0o644)
         return path
 
     @property

@@ -106,6 +106,7 @@ class Signed:
         """Let these keys sign, and no others."""
         public = [re.sub(r"\n?$", "", key.with_suffix(".pub").read_text()) for key in keys]
         self.signers.write_text("".join(f"{PRINCIPAL} {options} {key}\n" for key in public))
+        self.signers.chmod(0o644)
 
     def text(self, **changes: object) -> bytes:
         """Return the statement of a gate, but for `changes`."""
