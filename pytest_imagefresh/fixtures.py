@@ -148,6 +148,7 @@ def staging_container(target_run: TargetRun, target: Target, rebuild: HookReport
     if container is None:
         raise Refused(f"the engine has no container {name or 'at all'} for staging; run the gate without --gate-reuse")
     target_run.facts["container_id"] = container.id.hex
+    target_run.staged = container
     target_run.run.mask.learn(container.environment)
     return container
 

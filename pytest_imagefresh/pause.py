@@ -58,6 +58,7 @@ def read_silence(run: TargetRun, container: Container) -> Silence:
     with run.engine.paused(container.id):
         heard = first_bytes(ends, path, connections=CONNECTIONS, seconds=seconds, until_one=True)
         check_paused(run.engine.read_container(container.id.hex), time.monotonic() - started)
+    run.run.host.require_reached()
     bounds = run.settings.timeouts
     after = await_answer(*ends[own], path, timeout=bounds.inspect, seconds=bounds.health)
     # Only now: until it ran again, nobody but the deadman was sure to be there.

@@ -29,6 +29,7 @@ from pytest_imagefresh.adapters.host import Host, connect
 from pytest_imagefresh.adapters.http import read_answer
 from pytest_imagefresh.adapters.records import new_run_id
 from pytest_imagefresh.compose_evidence import HostCompose, Meanwhile, compare_with_commit, read_host_compose
+from pytest_imagefresh.core.chain import Link
 from pytest_imagefresh.core.compose import ComposeEvidence
 from pytest_imagefresh.core.content import Content, Place
 from pytest_imagefresh.core.contract import (
@@ -55,6 +56,7 @@ from pytest_imagefresh.core.port import own_address
 from pytest_imagefresh.core.settings import SENT, Build, Settings, Target, clone_on_host
 from pytest_imagefresh.core.tap import TapSummary
 from pytest_imagefresh.core.unchanged import folders_in_doubt
+from pytest_imagefresh.core.verdict import Verdict, check_anchor, check_production_untouched, check_same_container
 from pytest_imagefresh.image_content import read_image_content
 from pytest_imagefresh.observed_engine import ObservedEngine
 
@@ -272,6 +274,8 @@ class TargetRun:
         self.call_seconds: dict[str, float] = {}
         """Mode of the hook -> how long its last call took, in seconds."""
         self._held: Lease | None = None
+        self.staged: Container | None = None
+        """The staging container as it was first seen after the rebuild."""
 
     @property
     def restricted(self) -> bool:
@@ -366,6 +370,7 @@ class TargetRun:
         variables = staging_variables(
             self.target, self.anchor, self.build, self.settings, clone=self._clone_on_host, run_id=self.run.run_id
         )
+        self._require_compose_of_the_host()
         # What was there before is observed before anything changes.
         _ = self.production_before, self.container_before
         self._learn_secrets(self.container_before)
@@ -378,6 +383,15 @@ class TargetRun:
         self.check = report.check
         self._keep_compose(reading)
         return report
+
+    def _require_compose_of_the_host(self) -> None:
+        """Raise Refused where the branch could change the host's compose file, which may mount anything."""
+        folder, worktree = Path(self.settings.host.repo_path).resolve(), Path(self.anchor.worktree).resolve()
+        if self.settings.host.is_local and (folder == worktree or worktree in folder.parents):
+            raise Refused(
+                f"the compose folder {folder} lies in the worktree of branch {self.anchor.branch}, expected a folder "
+                "that no branch can change: it could mount the host's root; copy it, and set host.repo_path"
+            )
 
     def _learn_secrets(self, container: Container | None) -> None:
         """Mask the secrets of a container from now on: its check may have printed them, and the hook repeats that."""
@@ -421,6 +435,18 @@ class TargetRun:
         """Let the installed hook prove on its host that it refuses what it must refuse."""
         variables = self_test_variables(self.target, self.settings, run_id=self.run.run_id)
         return self._call("--self-test", variables, _look_bound(self.settings))
+
+    def last_looks(self) -> dict[Link, Verdict]:
+        """Look once more at what may have changed since; nothing where staging never came so far."""
+        if self.staged is None:
+            return {}
+        image_id, clock, now = self.staged.image_id, self.engine.read_clock(), self.read_staging_container()
+        settle = self.settings.settle
+        return {
+            Link.SAME_CONTAINER: check_same_container(self.staged, now, image_id, clock=clock, settle=settle),
+            Link.ANCHOR_HOLDS: check_anchor(self.anchor, self.run.read_anchor(self.target.repo)),
+            Link.PRODUCTION: check_production_untouched(self.production_before, self.read_production(), image_id),
+        }
 
     def read_tenure(self) -> Tenure:
         """Return how long the lease has been held."""

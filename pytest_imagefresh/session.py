@@ -14,7 +14,7 @@ import pytest
 from pytest_imagefresh import docker_fixtures, evidence, fixtures, junit, summary, verdicts, workers
 from pytest_imagefresh.adapters import records
 from pytest_imagefresh.adapters.configuration import load_configuration
-from pytest_imagefresh.core.chain import ORDER, ExitStatus, Ledger, Link, Outcome, Proof, exit_status
+from pytest_imagefresh.core.chain import ORDER, ExitStatus, Ledger, Link, Outcome, Proof, Retraction, exit_status
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError, ImagefreshError
 from pytest_imagefresh.core.identity import RepoName
 from pytest_imagefresh.core.inventory import shadowed
@@ -279,6 +279,7 @@ class GateSession:
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
         """Decide the exit status before the reports are written, so that they say the same."""
         self._keep_observed()
+        self._look_again()
         if workers.is_worker(self.config):
             workers.send_inventory(self.config, self.ledger)
             yield
@@ -294,6 +295,21 @@ class GateSession:
             self.final_status = status or ExitStatus.INCOMPLETE
             raise
         self.final_status = session.exitstatus = status
+
+    def _look_again(self) -> None:
+        """With several targets the last looks at one come before the turn of the next: look at all of them again."""
+        if len(self.targets) < 2 or self.partial:
+            return
+        for name, run in self._runs.items():
+            try:
+                looks = run.last_looks()
+            except ImagefreshError as error:
+                outcome = Outcome.UNKNOWN if isinstance(error, EvidenceError) else Outcome.REFUSED
+                self.ledger.retract(Retraction(name, Link.SAME_CONTAINER, outcome, self.run.mask(str(error))))
+                continue
+            for link, verdict in looks.items():
+                if not verdict:
+                    self.ledger.retract(Retraction(name, link, Outcome.REFUSED, self.run.mask(verdict.reason)))
 
     def conclude(self, status: int) -> int:
         """Return what pytest ends with, `status` being what it was about to; issue the record of a complete gate.

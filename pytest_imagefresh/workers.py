@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_imagefresh.core.chain import Ledger, Outcome
+from pytest_imagefresh.core.chain import Ledger, Outcome, Retraction
 from pytest_imagefresh.core.identity import RunId
 
 _RUN_ID = "imagefresh_run_id"
@@ -35,6 +35,8 @@ def send_inventory(config: pytest.Config, ledger: Ledger) -> None:
         "expected": sorted(ledger.expected),
         "declared": sorted(ledger.declared),
         "weaknesses": ledger.weaknesses,
+        # What a worker found at its end has come with no report.
+        "retracted": [each.as_record() for each in ledger.retracted],
         "left_out": sorted(name for name, outcome in ledger.outcomes.items() if outcome is Outcome.LEFT_OUT),
     }
 
@@ -50,6 +52,8 @@ def take_inventory(node: Any, ledger: Ledger) -> None:
     ledger.expected.update(sent["expected"])
     ledger.declared.update(sent["declared"])
     ledger.weaken(*sent["weaknesses"])
+    for record in sent["retracted"]:
+        ledger.retract(Retraction.from_record(record))
     for node_id in sent["left_out"]:
         ledger.note(node_id, Outcome.LEFT_OUT)
 

@@ -218,6 +218,9 @@ class FakeHost:
         configuration = json.dumps({"name": "shop", "services": {"shop-staging": service}})
         return Completed(tuple(argv), 0, configuration.encode() + b"\0DB_PASSWORD=s3cr3t-of-the-host\n", b"")
 
+    def require_reached(self) -> None:
+        pass
+
     def engine_socket(self) -> str:
         return "/fake.sock"
 

@@ -58,6 +58,13 @@ class Host(Protocol):
         """Return address and port on this machine that reach `port` at an address of the host, its own by default."""
         ...
 
+    def require_reached(self) -> None:
+        """Raise EvidenceError where a connection to what `reach` returned never came as far as its end.
+
+        Without this, a port behind something that forbids the way would be taken for one at which nobody is.
+        """
+        ...
+
     def put(self, content: bytes, *, timeout: float) -> AbstractContextManager[str]:
         """Send an executable file into a private folder on the host; yield its path there; remove it afterwards."""
         ...
@@ -97,6 +104,9 @@ class LocalHost:
     def reach(self, port: int, address: str = LOOPBACK) -> tuple[str, int]:
         """Return the port itself."""
         return address, port
+
+    def require_reached(self) -> None:
+        """Do nothing: nothing lies between."""
 
     @contextmanager
     def put(self, content: bytes, *, timeout: float) -> Iterator[str]:  # noqa: ARG002

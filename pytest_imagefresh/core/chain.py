@@ -81,6 +81,25 @@ class Outcome(enum.Enum):
         return (Outcome.PASSED, Outcome.LEFT_OUT, Outcome.UNKNOWN, Outcome.REFUSED).index(self)
 
 
+@dataclass(frozen=True)
+class Retraction:
+    """A link that was proven, and at a last look did not hold any more."""
+
+    target: str
+    link: Link
+    outcome: Outcome
+    reason: str
+
+    def as_record(self) -> dict[str, str]:
+        """Return plain text fields, fit for crossing processes."""
+        return {**asdict(self), "link": self.link.name, "outcome": self.outcome.name}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, str]) -> Retraction:
+        """Undo `as_record`."""
+        return cls(record["target"], Link.named(record["link"]), Outcome[record["outcome"]], record["reason"])
+
+
 class ExitStatus(enum.IntEnum):
     """What a gate session ends with, beside pytest's own 2, 3 and 5."""
 
@@ -109,12 +128,21 @@ class Ledger:
     """What about the session weakens its tests, in words."""
     broken: dict[tuple[str, Link], tuple[Outcome, str]] = field(default_factory=dict)
     """A link that was tried and not proven -> how that ended, and why in one sentence."""
+    retracted: list[Retraction] = field(default_factory=list)
+    """What was proven and did not hold to the end."""
     facts: dict[str, dict[str, str]] = field(default_factory=dict)
     """Target -> what a report names it by: revision, image_id, container_id, engine_id."""
 
     def record(self, proof: Proof) -> None:
         """Keep one proof."""
         self.proofs[(proof.target, proof.link)] = proof
+
+    def retract(self, found: Retraction) -> None:
+        """Take a proof back."""
+        self.retracted.append(found)
+        self.proofs.pop((found.target, found.link), None)
+        self.broken[found.target, found.link] = found.outcome, found.reason
+        self.note(f"{found.target}: {found.link.value}", found.outcome, found.reason)
 
     def weaken(self, *sentences: str) -> None:
         """Keep what weakens the session, each sentence once."""

@@ -18,6 +18,7 @@ from tests.gate_folder import Ended, GateFolder
 from tests.plugin.forks import Forks
 from tests.plugin.place import Place
 from tests.plugin.routes import Route
+from tests.support import GIT_IDENTITY, clean_environment, run
 
 JOBS = """
 [targets.jobs]
@@ -147,11 +148,25 @@ def session(shared: GateFolder, forks: Forks, tmp_path_factory: pytest.TempPathF
             place = Place(shared, forks, tmp_path_factory.mktemp("repos"), route)
             if not one_folder:
                 place.edit_settings('repo_path = "/srv/shop"\n', "")
+                place.edit_settings(str(shared.repo.parent), str(apart(shared, place.path / "apart")))
             place.put_gates()
             known[key] = _told(place, place.gate())
         return known[key]
 
     return told
+
+
+def apart(shared: GateFolder, folder: Path) -> Path:
+    """Return a folder of clones whose branch is checked out elsewhere: their own files may be compose folders."""
+    for repo in ("shop", "jobs"):
+        clone = folder / "repos" / repo
+        shutil.copytree(shared.repo.with_name(repo), clone)
+        for argv in (
+            ["checkout", "-q", "-b", "other"],
+            ["worktree", "add", "-q", str(folder / "worktrees" / repo), "work"],
+        ):
+            run(["git", *argv], cwd=clone, env=clean_environment(**GIT_IDENTITY))
+    return folder / "repos"
 
 
 def test_two_repos_one_after_the_other(session: Session) -> None:

@@ -42,6 +42,8 @@ _ENGINE_SESSIONS = 6
 _RUN_SESSIONS = 3
 _POLL_SECONDS = 0.1
 _RETRY_SECONDS = 0.02
+_CONNECT_FAILED = 2
+"""Source: RFC 4254, 5.1: the reason for which a channel is not opened."""
 _FREED_SECONDS = 2.0
 _LEAST_SECONDS = 5.0
 """A host that merely is slow to start a program does not lose its connection before this."""
@@ -73,6 +75,7 @@ class SshHost:
         self._folder = ""
         self._engine: Forward | None = None
         self._ports: dict[tuple[str, int], tuple[Forward, int]] = {}
+        self._untried: list[str] = []
         self._engine_slots = threading.Semaphore(_ENGINE_SESSIONS)
         self._run_slots = threading.Semaphore(_RUN_SESSIONS)
         self._connections = login.connect(hops, known, timeout=self._bound)
@@ -138,6 +141,14 @@ class SshHost:
                 local = int(listener.getsockname()[1])
                 self._ports[address, port] = (Forward(listener, dial, reset), local)
             return _LOOPBACK, self._ports[address, port][1]
+
+    def require_reached(self) -> None:
+        """Raise EvidenceError where a connection to what `reach` returned never came as far as its end."""
+        if self._untried:
+            raise EvidenceError(
+                f"ssh host {self.name}: expected every connection to come as far as its port, observed that "
+                f"{self._untried[0]} was not even tried; allow it there: AllowTcpForwarding, PermitOpen"
+            )
 
     @contextlib.contextmanager
     def put(self, content: bytes, *, timeout: float) -> Iterator[str]:
@@ -259,9 +270,15 @@ class SshHost:
     @contextlib.contextmanager
     def _port_channel(self, address: str, port: int) -> Iterator[FarEnd]:
         # No watchdog: a port that does not even refuse must not cost us the connection.
-        channel = self._connections[-1].open_channel(
-            "direct-tcpip", (address, port), (_LOOPBACK, 0), timeout=self._bound
-        )
+        try:
+            channel = self._connections[-1].open_channel(
+                "direct-tcpip", (address, port), (_LOOPBACK, 0), timeout=self._bound
+            )
+        except BaseException as error:
+            # Refused by the port itself is an answer; by sshd, or not at all, it says nothing about the port.
+            if not isinstance(error, paramiko.ChannelException) or error.code != _CONNECT_FAILED:
+                self._untried.append(f"{address}:{port} ({error})")
+            raise
         try:
             yield FarEnd(channel, plain)
         finally:
