@@ -98,6 +98,32 @@ def test_gates_and_promotes_every_image_of_a_repo(shop: Shop, make_pipeline: Mak
         assert runs == facts[f"{part}.image_id"]
 
 
+@pytest.mark.parametrize(
+    ("deed", "options"),
+    [
+        ("rm -f {}-web-staging", []),
+        ("restart --time 0 {}-web-prod", []),
+        ("restart --time 0 {}-web-staging", ["-n", "2"]),
+    ],
+    ids=["staging removed", "production restarted", "staging restarted, xdist"],
+)
+def test_what_happens_to_one_target_in_the_turn_of_another_is_seen(
+    shop: Shop, make_pipeline: MakePipeline, deed: str, options: list[str]
+) -> None:
+    pipeline = make_pipeline(copy=shop)
+    assert pipeline.gate().status == 0
+    assert pipeline.promote().status == 0
+    shop.commit({"src/orchestrator/NEWS": "more"})
+    command = f"docker --host {shop.engine.docker_host} container {deed.format(shop.project)} >/dev/null"
+    turn = '"$1" == --build-staging && "$TARGET_SERVICE" == worker-staging'
+    pipeline.wrap_hook(f"if [[ {turn} ]]; then {command}; fi")
+    gate = pipeline.gate(*options)
+    assert gate.status == 1, gate.output
+    assert gate.says(r"^  refused +(container is still the same|production untouched): "), gate.output
+    assert "failure" in pipeline.cases()["gate complete"]
+    assert pipeline.promote().status == 1
+
+
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["serially", "xdist"])
 def test_one_broken_image_refuses_the_repo(shop: Shop, make_pipeline: MakePipeline, options: list[str]) -> None:
     pipeline = make_pipeline(copy=shop)

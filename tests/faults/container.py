@@ -6,7 +6,7 @@ import shutil
 import socket
 
 from tests.e2e.pipeline import wait_until
-from tests.faults.fault import BOTH, Section, passes, refused
+from tests.faults.fault import BOTH, SSH, Section, passes, refused, unknown
 from tests.faults.scene import Scene
 from tests.gate_folder import Ended
 from tests.support import foreign_server
@@ -229,6 +229,16 @@ def another_port(scene: Scene) -> None:
 
 
 @fault(
+    "sshd forbids the way to another address on which a foreign process answers",
+    unknown("expected every connection to come as far as its port, observed that 127.0.0.2", staging="new"),
+    hosts=SSH,
+)
+def forbidden_way(scene: Scene) -> None:
+    scene.sshd.restart("PermitOpen 127.0.0.1:*")
+    scene.enter(foreign_server("127.0.0.2", scene.copy.staging_port))
+
+
+@fault(
     "dies at start",
     refused(r"expected it to stay up, observed exited \(exit status 3\); its log ends: out of luck", staging="nothing"),
     hosts=BOTH,
@@ -334,6 +344,21 @@ enter_tap("says not ok", "1..2\nok 1 - lights\nnot ok 2 - the till", "ended with
 enter_tap("skips everything", "1..2\nok 1 - a # SKIP no\nok 2 - b # SKIP no", "its TAP says: ")
 enter_tap("prints no plan", "ok 1 - lights", "its TAP says: ")
 enter_tap("ends before its plan", "1..3\nok 1 - lights", "its TAP says: ")
+enter_tap(
+    "says not ok in a subtest that its parent calls ok",
+    "TAP version 14\n1..1\n# Subtest: till\n    1..1\n    not ok 1 - the till\nok 1 - till",
+    "its TAP says: a subtest says: not ok 1 - the till",
+)
+
+
+@fault(
+    "a check without a format says not ok, and exits with 0",
+    refused("ended with 0, but its output says: test .*the till is not ok", staging="new"),
+)
+def untapped(scene: Scene) -> None:
+    scene.commit({CHECK: "print('1..1\\nnot ok 1 - the till')"})
+
+
 enter_tap("bails out", "1..1\nok 1 - lights\nBail out! no power", "its TAP says: ")
 
 
