@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import re
 import selectors
@@ -99,13 +100,26 @@ def _asking(ends: Mapping[str, tuple[str, int]], connections: int) -> Iterator[s
         for name, (address, port) in ends.items():
             family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
             for _ in range(connections):
-                # An address family that the machine does not have answers nobody.
-                with contextlib.suppress(OSError):
-                    client = stack.enter_context(contextlib.closing(socket.socket(family, socket.SOCK_STREAM)))
+                client = _client(family)
+                if client is not None:
+                    stack.enter_context(contextlib.closing(client))
                     client.setblocking(False)
                     client.connect_ex((address, port))
                     selector.register(client, selectors.EVENT_WRITE, name)
         yield selector
+
+
+def _client(family: socket.AddressFamily) -> socket.socket | None:
+    """Return a socket; None for an address family that this machine does not have, which answers nobody."""
+    try:
+        return socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:
+            return None
+        # One connection fewer would be one silence more.
+        raise EvidenceError(
+            f"a connection for the pause proof could not be made: {error.strerror}; raise the limit of open files"
+        ) from error
 
 
 def _is_answer(selector: selectors.BaseSelector, key: selectors.SelectorKey, events: int, path: str) -> bool:

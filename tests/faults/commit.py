@@ -152,12 +152,12 @@ def branch_is_left(scene: Scene) -> None:
     scene.during(f"git -C {scene.worktree} checkout --detach")
 
 
-@fault("the worktree is missing", refused("feature/x"))
+@fault("the worktree is missing", refused("is missing: expected .*, observed nothing there"))
 def worktree_missing(scene: Scene) -> None:
     shutil.rmtree(scene.worktree)
 
 
-@fault("the worktree is a symlink that leads elsewhere", refused("feature/x"))
+@fault("the worktree is a symlink that leads elsewhere", refused("goes through a symlink leading elsewhere"))
 def worktree_is_a_link(scene: Scene) -> None:
     other = scene.worktree.with_name("other")
     scene.copy.git("clone", "--quiet", "--branch", scene.copy.branch, str(scene.copy.repo), str(other))
@@ -165,7 +165,7 @@ def worktree_is_a_link(scene: Scene) -> None:
     scene.worktree.symlink_to(other)
 
 
-@fault("the worktree lost its .git, and an outer repository answers", refused("feature/x"))
+@fault("the worktree lost its .git, and an outer repository answers", refused("has no .git: expected the top"))
 def outer_repository(scene: Scene) -> None:
     (scene.worktree / ".git").unlink()
     outer = scene.worktree.parent
