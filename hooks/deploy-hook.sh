@@ -3779,6 +3779,8 @@ find_listeners() {
   local line port fields=()
   printf -v port '%04X' "${TARGET_PORT}"
   LISTENERS=''
+  cat -- /proc/net/tcp >/dev/null ||
+    cannot_tell no-listeners 'this host: expected a list of what listens here, observed none' 'mount /proc'
   while IFS= read -r line; do
     read -ra fields <<<"${line}"
     [[ "${fields[1]-}" != *":${port}" || "${fields[3]-}" != 0A ]] || LISTENERS+="${line}"$'\n'

@@ -64,10 +64,13 @@ def add_output(xml: LogXML, report: pytest.TestReport, text: str) -> None:
 
 
 def add_properties(xml: LogXML, run_id: str, facts: Mapping[str, Mapping[str, str]]) -> None:
-    """Add what was proven to the suite: run ID, and revision, image, container and engine ID of each target."""
+    """Add what was proven to the suite: run ID, and revision, image, container and engine ID of each target.
+
+    What is known to be nothing, such as the image of a production that never ran, is left out.
+    """
     xml.add_global_property("run_id", run_id)
     for target, named in facts.items():
-        for name, value in named.items():
+        for name, value in filter(all, named.items()):
             xml.add_global_property(f"{target}.{name}", value)
 
 

@@ -341,7 +341,7 @@ class FakeHook:
             return self._judge(mode, variables.get("VERDICT"), found)
         if "accepts-everything" in self.world.faults or (not cause and "refuses-everything" not in self.world.faults):
             return HookReport(mode, 0, True, "done", "", "would promote", found.revision_label, "", found.id.digest)
-        return HookReport(mode, 1, False, "refused", cause or "frozen", f"refused: {cause}")
+        return HookReport(mode, 1, False, "refused", cause or "image-missing", f"refused: {cause}")
 
     def _judge(self, mode: str, verdict: str | None, found: Image) -> HookReport:
         """Answer as a host whose policy requires a verdict; it does not look at the signature."""

@@ -20,7 +20,8 @@ from pytest_imagefresh.core.identity import ContainerId
 _ARMED = re.compile(r"armed ([1-9][0-9]*)")
 
 # Arguments: engine socket, container ID, port in hex, seconds. The first question shows that the deadman will reach
-# this container, the same way. TERM and HUP, as at a logout, end the pause at once; USR1 disarms.
+# this container, the same way. TERM and HUP, as at a logout, end the pause at once; USR1 disarms. Who else listens must
+# be known, or somebody would not be asked.
 _ARM = r"""
 curl -q -fsS --noproxy '*' --max-time 5 -o /dev/null --unix-socket "$1" "http://engine/containers/$2/json" || exit 1
 cd /
@@ -32,6 +33,7 @@ setsid sh -c '
   sleep "$4" &
   wait' imagefresh-deadman "$@" </dev/null >/dev/null 2>&1 &
 echo "armed $!"
+cat /proc/net/tcp >/dev/null || exit 1
 cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -E ":$3 [0-9A-F]+:0000 0A "
 exit 0
 """
