@@ -52,6 +52,10 @@ def _parse_address(text: str) -> str:
     return str(ipaddress.ip_address(b"".join(words)))
 
 
+_WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+"""What stands for every address of a host -> where this machine reaches one of them."""
+
+
 def addresses_to_ask(container: Container, port: int, listeners: Iterable[str]) -> tuple[str, ...]:
     """Return the addresses of the host to ask for a container's port: its own first, then wherever else one listens."""
     own = [_reachable(address) for address in published_on(container, port)]
@@ -75,7 +79,7 @@ def own_address(container: Container, port: int) -> str:
 
 
 def _reachable(address: str) -> str:
-    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104
+    return _WILDCARDS.get(address, address)
 
 
 def _covered(address: str) -> Iterator[str]:
@@ -173,11 +177,17 @@ def check_silence(silence: Silence | None, container: Container, port: int, subj
         )
     return Verdict(
         f"paused for a moment, container {container.name} silenced {asked} for {silence.seconds:.2f} s "
-        f"(an answer usually takes {silence.usual:.3f} s), and answers again",
+        f"(an answer usually takes {silence.usual:.3f} s), and answers again{_not_asked(container, port)}",
         subject,
         "silence, then HTTP 200",
         "silence, then HTTP 200",
     )
+
+
+def _not_asked(container: Container, port: int) -> str:
+    """Return the words for the addresses of the host that stand behind a wildcard, "" where there is none."""
+    wildcards = [address or "every address" for address in published_on(container, port) if address in _WILDCARDS]
+    return f"; of {', '.join(wildcards)} only the loopback address was asked" if wildcards else ""
 
 
 def _check_unproven(container: Container, port: int, subject: ImageId) -> Verdict:

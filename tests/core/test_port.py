@@ -197,6 +197,14 @@ def test_silence_and_an_answer_afterwards_are_accepted() -> None:
     assert check_silence(SILENCE, HOST_NETWORK, 8501, CONTAINER.image_id).ok
 
 
+def test_what_stands_behind_a_wildcard_was_not_asked_and_the_proof_says_so() -> None:
+    assert "was asked" not in check_silence(SILENCE, CONTAINER, 8501, CONTAINER.image_id).reason
+    ports = (replace(CONTAINER.ports[0], host_ip="0.0.0.0"),)
+    open_to_all = replace(CONTAINER, ports=ports)
+    reason = check_silence(SILENCE, open_to_all, 8501, CONTAINER.image_id).reason
+    assert reason.endswith("; of 0.0.0.0 only the loopback address was asked")
+
+
 @pytest.mark.parametrize(
     ("silence", "reason"),
     [
