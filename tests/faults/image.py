@@ -28,6 +28,11 @@ def unstamped(scene: Scene) -> str:
     return text
 
 
+@fault("the compose folder lies in the worktree of the branch", refused("lies in the worktree of branch"))
+def compose_of_the_branch(scene: Scene) -> None:
+    scene.configure(host={"repo_path": str(scene.worktree)})
+
+
 @fault("the Dockerfile has neither ARG nor LABEL", passes(staging="unnamed"), hosts=BOTH)
 def no_label(scene: Scene) -> Ended:
     scene.commit({"Dockerfile": unstamped(scene)})

@@ -307,3 +307,15 @@ def test_docker_fixtures_point_at_staging_for_gate_tests_only(gate_folder: GateF
     )
     ended = gate_folder.gate(tests=[str(GATES), "test_other.py", "test_mine.py"])
     assert ended.status == 0, ended
+
+
+@pytest.mark.parametrize("below", ["", "/deploy"], ids=["the worktree", "below it"])
+def test_a_compose_folder_that_the_branch_can_change_is_refused(gate_folder: GateFolder, below: str) -> None:
+    """A compose file may mount the host's root: nothing of it may be the branch's."""
+    path = gate_folder.path / "imagefresh.toml"
+    own = f'repo_path = "{gate_folder.repo}{below}"\n' if below else ""
+    path.write_text(path.read_text().replace('repo_path = "/srv/shop"\n', own))
+    ended = gate_folder.gate()
+    assert ended.status == 1
+    assert ended.says("lies in the worktree of branch work, expected a folder that no branch can change")
+    assert "--build-staging" not in ended.output
