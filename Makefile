@@ -38,7 +38,7 @@ faults: venv ## every fault that must never pass, injected for real, local and o
 	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server
 	scripts/engine.sh up
 	scripts/base-image.sh
-	$(PYTEST) tests/faults -m fault -n 2
+	$(PYTEST) tests/faults tests/e2e -m fault -n 2
 
 mutants: venv ## each guard taken out in a copy of the tree: the tests must notice
 	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server

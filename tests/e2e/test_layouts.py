@@ -98,6 +98,7 @@ def test_gates_and_promotes_every_image_of_a_repo(shop: Shop, make_pipeline: Mak
         assert runs == facts[f"{part}.image_id"]
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("deed", "options"),
     [

@@ -72,6 +72,7 @@ def test_a_verdict_goes_the_same_way_and_works_once(restricted: Pipeline, tmp_pa
     assert restricted.promote().status == 1
 
 
+@pytest.mark.fault
 def test_a_stale_image_does_not_pass(restricted: Pipeline) -> None:
     """What runs is not what the branch says: the label, the content and the hook all say so."""
     restricted.copy.commit({"src/orchestrator/NEWS": "newer than staging"})
@@ -83,6 +84,7 @@ def test_a_stale_image_does_not_pass(restricted: Pipeline) -> None:
     assert restricted.reason(Link.ACCEPTS).startswith("refused")
 
 
+@pytest.mark.fault
 def test_a_hook_that_only_says_it_built_does_not_pass(restricted: Pipeline) -> None:
     """The tag and the container stay old while the hook's report claims the new revision."""
     restricted.copy.commit({"src/orchestrator/NEWS": "never built"})
@@ -104,6 +106,7 @@ def test_a_hook_that_only_says_it_built_does_not_pass(restricted: Pipeline) -> N
     assert restricted.reason(Link.LABEL).startswith("refused")
 
 
+@pytest.mark.fault
 def test_somebody_else_on_the_port_is_heard(restricted: Pipeline) -> None:
     restricted.copy.commit({"src/orchestrator/NEWS": "new"})
     with foreign_server("127.0.0.2", restricted.copy.staging_port):
@@ -112,6 +115,7 @@ def test_somebody_else_on_the_port_is_heard(restricted: Pipeline) -> None:
     assert "127.0.0.2" in restricted.reason(Link.SILENCE)
 
 
+@pytest.mark.fault
 def test_what_needs_the_engine_says_so_in_one_line(restricted: Pipeline, tmp_path: Path) -> None:
     checks = tmp_path / "checks"
     checks.mkdir()

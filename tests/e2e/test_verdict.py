@@ -63,6 +63,7 @@ def test_only_the_verdict_of_what_production_is_ready_for_promotes_and_once(sign
     assert shown.says(f"holds, of {PRINCIPAL}")
 
 
+@pytest.mark.fault
 def test_a_callers_own_ssh_gets_the_verdict_too(signing: Pipeline) -> None:
     revision = gate(signing, "new")
     command = signing.api("build_deploy_command", "orchestrator", signing.copy.branch)
@@ -72,6 +73,7 @@ def test_a_callers_own_ssh_gets_the_verdict_too(signing: Pipeline) -> None:
     assert signing.prod == revision
 
 
+@pytest.mark.fault
 def test_a_gate_whose_key_the_host_does_not_allow_does_not_pass(signing: Pipeline, tmp_path: Path) -> None:
     stranger = make_key(tmp_path / "stranger")
     signing.configure(signing={"key": str(stranger), "principal": PRINCIPAL})
@@ -85,6 +87,7 @@ def test_a_gate_whose_key_the_host_does_not_allow_does_not_pass(signing: Pipelin
     assert signing.prod == before
 
 
+@pytest.mark.fault
 def test_what_was_edited_after_the_gate_is_refused(signing: Pipeline) -> None:
     gate(signing, "new")
     [path] = verdicts(signing)

@@ -22,6 +22,15 @@ def signed(pretended: PretendedHost, tmp_path: Path) -> Signed:
     return Signed(pretended, tmp_path)
 
 
+def refusal(signed: Signed, verdict: str | None, **variables: str | None) -> tuple[int, str]:
+    """Let `--verify` refuse; nothing may change. `--promote` decides by the very same function."""
+    before = signed.host.state["containers"], signed.host.state["images"]
+    verified = signed.host.verify(VERDICT=verdict, **variables)
+    assert (signed.host.state["containers"], signed.host.state["images"]) == before
+    assert list(signed.ledger.iterdir() if signed.ledger.is_dir() else []) == []
+    return verified.verdict
+
+
 def both(signed: Signed, verdict: str | None, **variables: str | None) -> Outcome:
     """Let `--verify` and `--promote` refuse; they must agree, and nothing may change."""
     before = signed.host.state["containers"], signed.host.state["images"]
@@ -117,7 +126,7 @@ def test_an_unused_verdict_from_before_another_promotion_is_refused(signed: Sign
     ids=str,
 )
 def test_any_single_difference_is_refused(signed: Signed, changes: dict[str, object], cause: str) -> None:
-    assert both(signed, signed.verdict(**changes)).verdict == (1, cause)
+    assert refusal(signed, signed.verdict(**changes)) == (1, cause)
 
 
 def test_the_policy_says_how_old_a_verdict_may_be(signed: Signed) -> None:
@@ -166,7 +175,7 @@ def _forms(signed: Signed) -> dict[str, Callable[[], str]]:
 def test_any_other_form_is_refused(signed: Signed, form: int) -> None:
     """ssh-keygen itself accepts some of these."""
     name, make = list(_forms(signed).items())[form]
-    assert both(signed, make()).verdict == (1, "verdict-malformed"), name
+    assert refusal(signed, make()) == (1, "verdict-malformed"), name
 
 
 def test_an_empty_verdict_is_no_missing_one(signed: Signed) -> None:
@@ -266,7 +275,7 @@ def test_signers_must_be_as_hard_to_change_as_the_policy(signed: Signed, fault: 
     verdict = signed.verdict()
     name, inject = list(_signers(signed).items())[fault]
     inject()
-    assert both(signed, verdict).verdict == (1, "verdict-signers"), name
+    assert refusal(signed, verdict) == (1, "verdict-signers"), name
 
 
 @pytest.mark.parametrize("fault", ["gone", "a file", "a link"])
