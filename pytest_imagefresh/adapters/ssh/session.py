@@ -75,7 +75,7 @@ class SshHost:
         self._folder = ""
         self._engine: Forward | None = None
         self._ports: dict[tuple[str, int], tuple[Forward, int]] = {}
-        self._untried: list[str] = []
+        self._untried: list[tuple[str, int]] = []
         self._engine_slots = threading.Semaphore(_ENGINE_SESSIONS)
         self._run_slots = threading.Semaphore(_RUN_SESSIONS)
         self._connections = login.connect(hops, known, timeout=self._bound)
@@ -143,12 +143,22 @@ class SshHost:
             return _LOOPBACK, self._ports[address, port][1]
 
     def require_reached(self) -> None:
-        """Raise EvidenceError where a connection to what `reach` returned never came as far as its end."""
-        if self._untried:
-            raise EvidenceError(
-                f"ssh host {self.name}: expected every connection to come as far as its port, observed that "
-                f"{self._untried[0]} was not even tried; allow it there: AllowTcpForwarding, PermitOpen"
-            )
+        """Raise EvidenceError where a connection to what `reach` returned never came as far as its end.
+
+        Each of them is tried once more by itself: of several that fail at once paramiko loses why.
+        """
+        for address, port in dict.fromkeys(self._untried):
+            try:
+                close_channel(self._open_port(address, port))
+            except FOREIGN_ERRORS as error:
+                if not _is_refused(error):
+                    raise EvidenceError(
+                        f"ssh host {self.name}: expected every connection to come as far as its port, observed that "
+                        f"{address}:{port} was not even tried ({error}); allow it there: AllowTcpForwarding, PermitOpen"
+                    ) from error
+
+    def _open_port(self, address: str, port: int) -> paramiko.Channel:
+        return self._connections[-1].open_channel("direct-tcpip", (address, port), (_LOOPBACK, 0), timeout=self._bound)
 
     @contextlib.contextmanager
     def put(self, content: bytes, *, timeout: float) -> Iterator[str]:
@@ -271,18 +281,20 @@ class SshHost:
     def _port_channel(self, address: str, port: int) -> Iterator[FarEnd]:
         # No watchdog: a port that does not even refuse must not cost us the connection.
         try:
-            channel = self._connections[-1].open_channel(
-                "direct-tcpip", (address, port), (_LOOPBACK, 0), timeout=self._bound
-            )
+            channel = self._open_port(address, port)
         except BaseException as error:
-            # Refused by the port itself is an answer; by sshd, or not at all, it says nothing about the port.
-            if not isinstance(error, paramiko.ChannelException) or error.code != _CONNECT_FAILED:
-                self._untried.append(f"{address}:{port} ({error})")
+            if not _is_refused(error):
+                self._untried.append((address, port))
             raise
         try:
             yield FarEnd(channel, plain)
         finally:
             close_channel(channel)
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Say whether the port itself refused, which is an answer; sshd that does, or silence, says nothing of the port."""
+    return isinstance(error, paramiko.ChannelException) and error.code == _CONNECT_FAILED
 
 
 def _start_patiently(connection: Connection, line: str, seconds: float) -> paramiko.Channel:
