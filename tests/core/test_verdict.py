@@ -221,6 +221,8 @@ def test_a_check_that_failed_or_never_ran_is_refused() -> None:
 @pytest.mark.parametrize(
     "tap",
     [
+        b"TAP version 14\n1..1\n# Subtest: till\n    1..1\n    not ok 1 - the till\nok 1 - till\n",
+        b"TAP version 14\n1..1\n    Bail out! no power\nok 1 - till\n",
         b"",
         b"PASS\n",
         b"ok 1\n",

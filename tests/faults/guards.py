@@ -241,7 +241,7 @@ GUARDS = [
         "pytest_imagefresh/core/tap.py",
         "    if inner is not None:\n",
         "    if inner is None and False:\n",
-        (fault("the check says not ok in a subtest that its parent calls ok, and exits with 0"),),
+        ("tests/core/test_verdict.py",),
     ),
     Guard(
         "a verdict is used up",
