@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.e2e.pipeline import Pipeline
+from tests.e2e.pipeline import Pipeline, wait_until
 
 REPLACED: dict[str, tuple[Mapping[str, object], str]] = {
     "command": (
@@ -132,7 +132,9 @@ FIXES: dict[str, tuple[str, str]] = {
 
 
 def execute(pipeline: Pipeline, script: str) -> None:
+    """Run a script in the staging container, once it answers: a service that has not read its files yet would end."""
     copy = pipeline.copy
+    assert wait_until(lambda: pipeline.staging), copy.compose("ps", "--all").stdout
     copy.engine.docker("exec", "--user", "0", copy.staging_container, "sh", "-c", script)
 
 
