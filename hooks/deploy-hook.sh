@@ -24,6 +24,8 @@ readonly TEST_REVISION='5e1f7e575e1f7e575e1f7e575e1f7e575e1f7e57'
 # in slices after which the caller is heeded again; how long a lease outlives the last word of its caller.
 readonly QUICK=30 RECREATE=300 BUILD_WAIT=600 PROMOTE_WAIT=120 SLICE=5 SILENCE=20
 readonly OUTPUT_LIMIT=1048576
+# Images that production ran before and that nothing prunes, unless the policy says otherwise.
+readonly DEFAULT_KEEP=3
 # Bytes that a caller may send as a pack.
 readonly PACK_LIMIT=4294967296
 # Characters of VERDICT; seconds by which the clock of whoever signed it may be ahead; seconds that it is good for, unless
@@ -49,7 +51,7 @@ readonly CONNECTIONS=5 PATIENCE=1 LEAST_SILENCE=300 DEADMAN=3000
 
 # What a key that is bound to one target may ask for (--ssh): a mode that is in no list is out of its reach.
 readonly GATE_MODES='--build-staging --observe --verify --lease --self-test --status --history --contract'
-readonly PROMOTE_MODES='--verify --promote --lease --status --history --contract'
+readonly PROMOTE_MODES='--verify --promote --rollback --recover --lease --status --history --contract'
 # Bytes of its whole request, and what they may be: nothing of this means anything to a shell that is not even asked.
 readonly REQUEST_LIMIT=8192
 readonly REQUEST_PATTERN='^[A-Za-z0-9 ._/:@%+=,~?&-]+$'
@@ -127,14 +129,16 @@ readonly SIGNER_PATTERN="^${PRINCIPAL_PATTERN}(,${PRINCIPAL_PATTERN})* namespace
 
 usage() {
   cat <<'TEXT'
-usage: deploy-hook.sh --build-staging | --observe | --verify | --promote | --lease | --self-test | --status | --history
-                      | --freeze | --unfreeze | --break-glass | --contract | --help
+usage: deploy-hook.sh --build-staging | --observe | --verify | --promote | --rollback | --recover | --lease | --self-test
+                      | --status | --history | --freeze | --unfreeze | --break-glass | --contract | --help
        deploy-hook.sh --ssh --target NAME --allow gate|promote [--key FINGERPRINT]
 
   --build-staging  build GIT_SHA, recreate staging from it, wait for health, run the staging check
   --observe        what this host and its engine say of staging and production, for those who may not ask them
   --verify         every check of --promote; changes nothing
   --promote        verify, recreate production from the image ID, tag last; also without an argument
+  --rollback       recreate production from the image that it ran before, or from an older one that is kept
+  --recover        finish or undo a change of production that was interrupted; for boot and a timer
   --lease          hold the lock for a whole run, as long as a line arrives on standard input every 5 s
   --self-test      prove with scratch images that --verify refuses what it must refuse, and accepts what is right
   --status         tell what runs in production and staging, whether it was proven, and whether production is frozen
@@ -148,13 +152,14 @@ usage: deploy-hook.sh --build-staging | --observe | --verify | --promote | --lea
   --help           print this text
 
 Everything else comes in variables:
-  always     REPO RUN_ID COMPOSE_DIR [LEASE]
+  always     REPO RUN_ID COMPOSE_DIR [LEASE]; of these --recover needs COMPOSE_DIR alone
   to run or judge an image  HEALTH_PATH HEALTH_TIMEOUT SETTLE
   staging    GIT_SHA BUILD_CONTEXT [BUILD_SUBDIR BUILD_DOCKERFILE BUILD_TARGET BUILD_ARGS] TARGET_IMAGE TARGET_SERVICE
              TARGET_PORT COMPOSE_PROFILE STAGING_CONTAINER STAGING_CHECK_COMMAND or STAGING_CHECK_PATH
              [STAGING_CHECK_MODE] BUILD_TIMEOUT CHECK_TIMEOUT [PROD_IMAGE PROD_SERVICE PROD_PORT]
   promotion  SOURCE_IMAGE [EXPECTED_REVISION EXPECTED_IMAGE_ID VERDICT] PROD_IMAGE PROD_SERVICE PROD_PORT
              [PROD_PROFILE PROD_PIN]
+  rollback   [SOURCE_IMAGE: the ID of an image that is kept] PROD_IMAGE PROD_SERVICE PROD_PORT [PROD_PROFILE PROD_PIN]
   observe    OBSERVE [OBSERVE_IMAGE OBSERVE_PATHS] TARGET_IMAGE TARGET_SERVICE TARGET_PORT COMPOSE_PROFILE
              STAGING_CONTAINER PROD_IMAGE PROD_SERVICE PROD_PORT
   self-test  as promotion, without SOURCE_IMAGE, EXPECTED_REVISION, EXPECTED_IMAGE_ID and VERDICT
@@ -187,7 +192,10 @@ reset_state() {
   SCRATCH=() LABELLED='' UNLABELLED='' CASES=() CASE_RESULTS='' SIGNED_AT=''
   # Answers of the functions below: bash cannot hand back a value and keep errexit.
   REPLY='' STATUS=0 NOW=0 ANSWER='' STARTED_AT=''
-  PREVIOUS_TAG_ID='' PIN_FILE='' PIN_TEXT='' COMMITTED='' TAGGING=''
+  PREVIOUS_TAG_ID='' PIN_FILE='' PIN_TEXT='' PIN_LINE='' COMMITTED='' TAGGING=''
+  # Of the journal: 1 while this run has one open, and what it says; the images that are kept.
+  JOURNAL_FILE='' JOURNALED='' PRESERVED=()
+  declare -gA JOURNAL=()
   SEEN_ID='' SEEN_REVISION='' CHECK_COMMAND=() BUILD_ITEMS=() LFS_PATHS=() CHILD_ENV=()
   # What is decided on; see DECISION. SIGNERS_UID must own the file of those who may sign.
   declare -gA POLICY=() POLICIES=() FACT=() SIGNED=()
@@ -318,7 +326,10 @@ stop() {
   case "${PHASE}" in
     before) conclude "$@" ;;
     swapping) roll_back "$2" "$3" ;;
-    *) conclude broken "${FAILURE%%:*}" "${FAILURE#*:}; the rollback failed too: $3; look at production by hand" ;;
+    *)
+      tell_by_hand
+      conclude broken "${FAILURE%%:*}" "${FAILURE#*:}; the rollback failed too: $3; ${REPLY}"
+      ;;
   esac
 }
 
@@ -335,6 +346,7 @@ conclude() {
   end_step
   tidy_up_engine
   audit "$@"
+  close_journal "$1"
   print_result "$1" "$2" "$3${UNRECORDED}"
   tidy_up_files
   exit "${status}"
@@ -517,9 +529,9 @@ pause() {
 # Leave the traces of a decision: KIND CAUSE REASON. Never ends the run.
 audit() {
   local priority=notice
-  [[ -z "${REHEARSAL}" ]] || return 0
+  [[ -z "${REHEARSAL}" && "$2" != nothing-open ]] || return 0
   case "${MODE}" in
-    --build-staging | --promote | --freeze | --unfreeze | --break-glass) ;;
+    --build-staging | --promote | --rollback | --recover | --freeze | --unfreeze | --break-glass) ;;
     --verify | --self-test) priority=info ;;
     '') ;; # somebody tries what there is
     *) return 0 ;;
@@ -721,6 +733,10 @@ decode_items() {
 }
 
 read_common_variables() {
+  if [[ "${MODE}" == --recover ]]; then # a timer names neither
+    : "${REPO=recover}"
+    [[ -n "${RUN_ID+set}" ]] || make_run_id
+  fi
   need REPO '[A-Za-z0-9][A-Za-z0-9._-]{0,99}' 'the name of a repo: letters, digits, . _ -'
   [[ "${REPO}" != *..* && "${REPO}" != *.git ]] || malformed REPO "a name without '..' and without '.git' at the end"
   need RUN_ID "${RUN_ID_PATTERN}" 'YYYYMMDDThhmmssZ-xxxxxxxx'
@@ -729,8 +745,15 @@ read_common_variables() {
   STATE="${COMPOSE_DIR}/.imagefresh"
   LEDGER="${STATE}/verdicts"
   FROZEN_FILE="${STATE}/frozen"
+  JOURNAL_FILE="${STATE}/journal"
   # Set but empty is a lost value, never "no lease": the caller would wait for himself.
   [[ -z "${LEASE+set}" ]] || need LEASE "${HEX64}" 'the token that --lease printed'
+}
+
+make_run_id() {
+  local random
+  random=$(head -c 16 /dev/urandom | sha256sum)
+  printf -v RUN_ID '%(%Y%m%dT%H%M%SZ)T-%s' -1 "${random:0:8}"
 }
 
 read_health_variables() {
@@ -918,6 +941,7 @@ fits_policy() {
     REQUIRE) pattern="${word}( ${word}){0,2}" ;;
     MAX_AGE) pattern='[1-9][0-9]{0,7}' ;;
     BREAK_GLASS) pattern='yes|no' ;;
+    KEEP) pattern='[1-9][0-9]?' ;;
     *) return 0 ;;
   esac
   [[ "${#2}" -gt 4096 || ! "$2" =~ ^(${pattern})$ ]] || REPLY=1
@@ -1153,6 +1177,11 @@ require_bound() {
 
 # A private folder, the environment of every command, and an engine that answers.
 prepare_host() {
+  prepare_folder
+  require_engine
+}
+
+prepare_folder() {
   require_tools
   WORK=$(mktemp -d "${TEMP_DIR}/imagefresh.XXXXXXXXXX") ||
     cannot_tell no-temp "${TEMP_DIR}: expected room for a private folder, observed none" "free some space"
@@ -1162,7 +1191,6 @@ prepare_host() {
   cd -- "${COMPOSE_DIR}" ||
     cannot_tell compose-dir "COMPOSE_DIR: expected a folder that the hook may enter, observed ${COMPOSE_DIR}" \
       "correct its mode"
-  require_engine
 }
 
 require_tools() {
@@ -1383,7 +1411,7 @@ parse_compose() {
   local line section='' service='' key=''
   PROJECT=''
   declare -gA SERVICE_IMAGE=() SERVICE_CONTAINER=() SERVICE_BUILD=()
-  declare -gA SERVICE_PROFILES=() SERVICE_DEPENDS=() SERVICE_PORTS=()
+  declare -gA SERVICE_PROFILES=() SERVICE_DEPENDS=() SERVICE_PORTS=() SERVICE_PULL=()
   while IFS= read -r line; do
     if [[ "${line}" =~ ^' '{2}\"([a-z0-9-]+)\":' '(.*)$ ]]; then
       section=${BASH_REMATCH[1]}
@@ -1412,6 +1440,7 @@ parse_service_key() {
     image) SERVICE_IMAGE[$1]=${value} ;;
     container_name) SERVICE_CONTAINER[$1]=${value} ;;
     build) SERVICE_BUILD[$1]=1 ;;
+    pull_policy) SERVICE_PULL[$1]=${value} ;;
     *) ;;
   esac
 }
@@ -2765,6 +2794,18 @@ check_production() {
       "the hook handles services without replicas"
 }
 
+# Whoever calls compose later must not put another image in place of what was promoted.
+refuse_other_origins() {
+  local pull=${SERVICE_PULL[${PROD_SERVICE}]-}
+  [[ -z "${SERVICE_BUILD[${PROD_SERVICE}]-}" ]] ||
+    refuse production-builds "service ${PROD_SERVICE}: expected no build:, since only staging is built, observed one" \
+      "remove build: of ${PROD_SERVICE} from the compose file in ${COMPOSE_DIR}"
+  [[ "${pull}" == never ]] ||
+    refuse production-pulls \
+      "service ${PROD_SERVICE}: expected pull_policy: never, observed ${pull:-none}, by which compose could replace its image" \
+      "write pull_policy: never below ${PROD_SERVICE} in the compose file in ${COMPOSE_DIR}"
+}
+
 resolve_production() {
   if [[ -n "${PROD_PIN}" ]]; then
     resolve_compose env "${PROD_PIN}=${IMAGE_ID}"
@@ -2789,7 +2830,8 @@ decide() {
   check_candidate
   refuse_by_facts
   check_production
-  [[ -z "${PROD_PIN}" ]] || read_pin_file
+  refuse_other_origins
+  [[ -z "${PROD_PIN}" ]] || read_pin_file "${PROD_PIN}=${IMAGE_ID}"
   read_previous
   FACT[production]=right
   check_verdict
@@ -2813,6 +2855,7 @@ verify() {
   read_facts
   prepare_host
   [[ -z "${LEASE+set}" ]] || require_lease
+  refuse_open_journal
   decide
   conclude_verified
 }
@@ -3005,53 +3048,37 @@ judge_cases() {
   [[ -z "${wrong}" ]] || refuse self-test-failed "${wrong}" "replace this hook: it does not refuse what it must refuse"
 }
 
-# --- Promotion: the change -------------------------------------------------------------------------------------------
+# --- Promotion: the pin -----------------------------------------------------------------------------------------------
 
-# Give the previous image a name of its own, so that nothing prunes it.
-keep_previous() {
-  local repository=${PROD_IMAGE}
-  [[ "${repository##*/}" != *:* ]] || repository=${repository%:*}
-  [[ -n "${PREVIOUS_ID}" && "${PREVIOUS_ID}" != "${IMAGE_ID}" ]] || return 0
-  tag_image "${repository}:imagefresh-previous" "${PREVIOUS_ID}"
-}
-
-# Write down what is production from now on: --build-staging refuses all of it, whatever a caller says.
-record_promoted() {
-  local file="${STATE}/promoted" line
-  canonical "${PROD_IMAGE}"
-  touch -- "${file}" || refuse state-unsafe "${file}: expected to write it" "look for free space and its mode"
-  for line in "service ${PROD_SERVICE}" "port ${PROD_PORT}" "image ${REPLY}"; do
-    grep -qxF -- "${line}" "${file}" || printf '%s\n' "${line}" >>"${file}" ||
-      refuse state-unsafe "${file}: expected to write it" "look for free space"
-  done
-}
-
-# Leave the path of .env in PIN_FILE, and in PIN_TEXT its lines as they are, but for the one of the pin.
+# Leave the path of .env in PIN_FILE, its line of the pin in PIN_LINE, and its lines in PIN_TEXT, with LINE in place of
+# that one; without it where LINE is empty.
 read_pin_file() {
   local line found=0 newline=$'\n' pattern="^[[:space:]]*(export[[:space:]]+)?${PROD_PIN}[[:space:]]*[=:]"
   PIN_FILE=$(readlink -f -- "${COMPOSE_DIR}/.env") ||
     refuse pin-file "${COMPOSE_DIR}/.env: expected a file or nothing, observed a broken link" "correct the link"
-  PIN_TEXT=''
+  PIN_TEXT='' PIN_LINE=''
   if [[ -f "${PIN_FILE}" ]]; then
     while IFS= read -r line || { newline='' && [[ -n "${line}" ]]; }; do
       if [[ "${line}" =~ ${pattern} ]]; then
-        line="${PROD_PIN}=${IMAGE_ID}"
+        PIN_LINE=${line}
         found=$((found + 1))
+        [[ -n "$1" ]] || continue
+        line=$1
       fi
       PIN_TEXT+=${line}${newline}
     done <"${PIN_FILE}"
   fi
   [[ "${found}" -le 1 ]] ||
     refuse pin-ambiguous "${PIN_FILE}: expected one line for ${PROD_PIN}, observed ${found}" "leave one"
-  [[ "${found}" == 0 ]] || return 0
+  [[ "${found}" == 0 && -n "$1" ]] || return 0
   [[ -z "${PIN_TEXT}" || "${PIN_TEXT}" == *$'\n' ]] || PIN_TEXT+=$'\n'
-  PIN_TEXT+="${PROD_PIN}=${IMAGE_ID}"$'\n'
+  PIN_TEXT+=$1$'\n'
 }
 
-# Write the new .env beside the old one. Done before production changes too, so that a full disk or a missing right is a
-# refusal and not a rollback.
+# Write the new .env beside the old one: LINE. Done before production changes too, so that a full disk or a missing right
+# is a refusal and not a rollback.
 draft_pin() {
-  read_pin_file
+  read_pin_file "$1"
   PIN_DRAFT="${PIN_FILE}.imagefresh-${RUN_ID}"
   copy_pin_file
   printf '%s' "${PIN_TEXT}" >"${PIN_DRAFT}" ||
@@ -3077,17 +3104,20 @@ copy_pin_file() {
   fi
 }
 
-# The commit point: from the rename on, any compose call finds the new image.
-commit_pin() {
-  step commit "writing ${PROD_PIN} to ${COMPOSE_DIR}/.env"
-  draft_pin
-  rm -f -- "${WORK}/env"
-  [[ ! -e "${PIN_FILE}" ]] || cp -p -- "${PIN_FILE}" "${WORK}/env"
-  COMMITTED=1
+# Replace the line of the pin in .env by LINE, for any compose call from the rename on.
+write_pin() {
+  draft_pin "$1"
   mv -f -- "${PIN_DRAFT}" "${PIN_FILE}" ||
     refuse pin-file "${PIN_FILE}: expected to replace it" "look at the folder's mode"
   PIN_DRAFT=''
   sync -- "${PIN_FILE%/*}" || :
+}
+
+# The commit point.
+commit_pin() {
+  step commit "writing ${PROD_PIN} to ${COMPOSE_DIR}/.env"
+  COMMITTED=1
+  write_pin "${PROD_PIN}=${IMAGE_ID}"
   resolve_compose
   [[ "${SERVICE_IMAGE[${PROD_SERVICE}]-}" == "${IMAGE_ID}" ]] ||
     refuse pin-unused \
@@ -3095,24 +3125,271 @@ commit_pin() {
       "look for another line that sets it"
 }
 
-restore_pin() {
-  [[ -n "${COMMITTED}" ]] || return 0
-  if [[ -e "${WORK}/env" ]]; then
-    PIN_DRAFT="${PIN_FILE}.imagefresh-${RUN_ID}"
-    cp -p -- "${WORK}/env" "${PIN_DRAFT}" && mv -f -- "${PIN_DRAFT}" "${PIN_FILE}"
-  else
-    rm -f -- "${PIN_FILE}"
-  fi || refuse pin-file "${PIN_FILE}: expected to put its former text back" "do it by hand"
+# --- Promotion: the journal -------------------------------------------------------------------------------------------
+# A file in the state folder, there as long as a change of production is under way: KEY=value lines that say what was to
+# become of which production, and what it was before. Whoever finds one under the lock knows that its run has died.
+
+# Leave in REPLY what the value of a key of the journal must match; nothing where there is no such key: KEY
+journal_pattern() {
+  REPLY=''
+  case "$1" in
+    run) REPLY=${RUN_ID_PATTERN} ;;
+    since) REPLY='[0-9TZ:-]+' ;;
+    cause) REPLY='promoted|restored|broke-glass' ;;
+    repo | service) REPLY=${NAME_PATTERN} ;;
+    revision) REPLY="(${HEX40})?" ;;
+    image) REPLY=${REFERENCE_PATTERN} ;;
+    port) REPLY='[1-9][0-9]{0,4}' ;;
+    profile | pin) REPLY="(${NAME_PATTERN})?" ;;
+    pin_line) REPLY='.*' ;;
+    new) REPLY=${IMAGE_ID_PATTERN} ;;
+    old | old_tag) REPLY="(${IMAGE_ID_PATTERN})?" ;;
+    health_path) REPLY='/[^[:space:]]*' ;;
+    health_timeout | settle) REPLY=${SECONDS_PATTERN} ;;
+    *) ;;
+  esac
+}
+
+readonly JOURNAL_KEYS='run since cause repo revision service image port profile pin pin_line new old old_tag health_path
+  health_timeout settle'
+
+# Open it, on the disk before anything changes: CAUSE of a success.
+open_journal() {
+  local draft="${JOURNAL_FILE}.draft" since key
+  since=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+  JOURNAL=(
+    [run]=${RUN_ID} [since]=${since} [cause]=$1 [repo]=${REPO} [revision]=${REVISION} [service]=${PROD_SERVICE}
+    [image]=${PROD_IMAGE} [port]=${PROD_PORT} [profile]=${PROD_PROFILE} [pin]=${PROD_PIN} [pin_line]=${PIN_LINE}
+    [new]=${IMAGE_ID} [old]=${PREVIOUS_ID} [old_tag]=${PREVIOUS_TAG_ID} [health_path]=${HEALTH_PATH}
+    [health_timeout]=${HEALTH_TIMEOUT} [settle]=${SETTLE}
+  )
+  {
+    for key in ${JOURNAL_KEYS}; do
+      printf '%s=%s\n' "${key}" "${JOURNAL[${key}]}"
+    done >"${draft}" && sync -- "${draft}" && mv -f -- "${draft}" "${JOURNAL_FILE}" && sync -- "${STATE}"
+  } 2>/dev/null ||
+    refuse state-unsafe "${JOURNAL_FILE}: expected to write it, observed no success" "look for free space and its mode"
+  JOURNALED=1
+}
+
+# Close it where production is known to be what it should be: KIND.
+close_journal() {
+  [[ -n "${JOURNALED}" ]] || return 0
+  case "$1:${MODE}:${PHASE}" in
+    done:* | rolled-back:*) ;;
+    *:--recover:* | broken:*) return 0 ;;
+    *:before) ;;
+    *) return 0 ;;
+  esac
+  { rm -f -- "${JOURNAL_FILE}" && sync -- "${STATE}"; } 2>/dev/null && return 0
+  UNRECORDED+="; ${JOURNAL_FILE} could not be removed: --recover will look at production once more"
+  say "WARNING: ${JOURNAL_FILE} could not be removed: --recover will look at production once more"
+}
+
+is_journal_open() {
+  [[ -e "${JOURNAL_FILE}" || -L "${JOURNAL_FILE}" ]]
+}
+
+# A decision about a production that is between two images would be worth nothing.
+refuse_open_journal() {
+  [[ ! -d "${STATE}" || -x "${STATE}" ]] ||
+    cannot_tell state-unsafe "${STATE}: expected to see whether a promotion was interrupted, observed another user's folder" \
+      "run the hook as its owner"
+  # shellcheck disable=SC2310 # a question that does not rely on errexit
+  ! is_journal_open ||
+    refuse promotion-open "${JOURNAL_FILE}: expected no change of production under way, observed one" \
+      "wait for its end, or call --recover"
+}
+
+# Leave in JOURNAL what is written there, as strictly as it was written.
+read_journal() {
+  local line key expected=0
+  JOURNAL=()
+  [[ -f "${JOURNAL_FILE}" && ! -L "${JOURNAL_FILE}" && -O "${JOURNAL_FILE}" ]] || distrust_journal 'no file of this user'
+  while IFS= read -r line; do
+    key=${line%%=*}
+    journal_pattern "${key}"
+    [[ "${line}" == *=* && -n "${REPLY}" && "${line#*=}" =~ ^(${REPLY})$ && -z "${JOURNAL[${key}]+set}" ]] ||
+      distrust_journal "${line@Q}"
+    JOURNAL[${key}]=${line#*=}
+  done <"${JOURNAL_FILE}"
+  for key in ${JOURNAL_KEYS}; do
+    expected=$((expected + 1))
+  done
+  [[ "${#JOURNAL[@]}" == "${expected}" ]] || distrust_journal "${#JOURNAL[@]} of ${expected} keys"
+}
+
+# OBSERVED
+distrust_journal() {
+  conclude broken journal-malformed "${JOURNAL_FILE}: expected the journal of a promotion, observed $1; \
+make sure that production runs the image that it should, then remove that file"
+}
+
+# --- Promotion: the images that it ran before -------------------------------------------------------------------------
+# Each is protected from pruning by a container that never runs, labelled with the production it belongs to, since when it
+# is kept, and by what production left it.
+readonly KEEPER='imagefresh.production' KEPT_SINCE='imagefresh.kept-since' LEFT_BY='imagefresh.left-by'
+
+# Keep the previous image, and give it a name: CAUSE by which production leaves it.
+keep_previous() {
+  local repository=${PROD_IMAGE} name since
+  if [[ -z "${PREVIOUS_ID}" ]]; then
+    say "this is the first promotion of ${PROD_SERVICE} on this host: there is no previous image to go back to"
+    return 0
+  fi
+  [[ "${PREVIOUS_ID}" != "${IMAGE_ID}" ]] || return 0
+  [[ "${repository##*/}" != *:* ]] || repository=${repository%:*}
+  tag_image "${repository}:imagefresh-previous" "${PREVIOUS_ID}"
+  name="imagefresh-previous-${PROJECT}-${PROD_SERVICE}-${PREVIOUS_ID:7:12}"
+  since=$(date -u +%Y-%m-%dT%H:%M:%S.%NZ)
+  list_preserved
+  remove_keepers "${PREVIOUS_ID}"
+  change "${QUICK}" docker container create --pull never --name "${name}" --network none --entrypoint /imagefresh-keeper \
+    --label "${KEEPER}=${PROJECT}/${PROD_SERVICE}" --label "${KEPT_SINCE}=${since}" --label "${LEFT_BY}=$1" "${PREVIOUS_ID}"
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame keep-failed "container ${name}: expected the engine to create it, observed: ${REPLY}" "look at the engine"
+  fi
+  forget_older
+}
+
+# Leave in PRESERVED the images that are kept for PROD_SERVICE, the newest first: SINCE|LEFT_BY|CONTAINER|IMAGE_ID.
+list_preserved() {
+  local line lines=() labels="{{.Label \"${KEPT_SINCE}\"}}|{{.Label \"${LEFT_BY}\"}}"
+  ask "${QUICK}" docker container ls --all --no-trunc --filter "label=${KEEPER}=${PROJECT}/${PROD_SERVICE}" \
+    --format "${labels}|{{.ID}}"
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame container-list "the previous images of ${PROD_SERVICE}: expected a list, observed: ${REPLY}" "look at the engine"
+  fi
+  REPLY=$(sort -r <<<"${REPLY}")
+  [[ -z "${REPLY}" ]] || mapfile -t lines <<<"${REPLY}"
+  PRESERVED=()
+  for line in "${lines[@]}"; do
+    read_container "${line##*|}"
+    [[ -z "${SEEN[image]-}" ]] || PRESERVED+=("${line}|${SEEN[image]}")
+  done
+}
+
+# Remove what keeps an image of PRESERVED: IMAGE_ID. The engine removes no container that runs: somebody needs that.
+remove_keepers() {
+  local entry container
+  for entry in "${PRESERVED[@]}"; do
+    [[ "${entry##*|}" == "$1" ]] || continue
+    container=${entry%|*}
+    change "${QUICK}" docker container rm "${container##*|}"
+  done
+}
+
+# Let go of all but the newest images that are kept. One that has a name, or that a container uses, stays itself.
+forget_older() {
+  local entry id kept=0
+  local -A known=([${IMAGE_ID}]=1)
+  list_preserved
+  for entry in "${PRESERVED[@]}"; do
+    id=${entry##*|}
+    [[ -z "${known[${id}]-}" ]] || continue
+    known[${id}]=1
+    kept=$((kept + 1))
+    [[ "${kept}" -gt "${POLICY[KEEP]-${DEFAULT_KEEP}}" ]] || continue
+    say "no longer keeping ${id}"
+    remove_keepers "${id}"
+    ask "${QUICK}" docker image inspect --format '{{len .RepoTags}} {{len .RepoDigests}}' -- "${id}"
+    [[ "${STATUS}" != 0 || "${REPLY}" != '0 0' ]] || run_child "${QUICK}" docker image rm --no-prune -- "${id}" >/dev/null 2>&1
+  done
+}
+
+# Choose the image to go back to: SOURCE_IMAGE, or the newest that is kept and that nobody left by a rollback. PROJECT is
+# known; FOUND holds the container of production.
+choose_previous() {
+  local entry left id runs=''
+  if [[ "${#FOUND[@]}" == 1 ]]; then
+    read_container "${FOUND[0]}"
+    runs=${SEEN[image]-}
+  fi
+  list_preserved
+  IMAGE_ID=''
+  for entry in "${PRESERVED[@]}"; do
+    IFS='|' read -r _ left _ id <<<"${entry}"
+    if [[ "${SOURCE_IMAGE}" == "${id}" || (-z "${SOURCE_IMAGE}" && "${id}" != "${runs}" && "${left}" != restored) ]]; then
+      IMAGE_ID=${id}
+      break
+    fi
+  done
+  if [[ -z "${IMAGE_ID}" ]]; then
+    tell_by_hand
+    conclude broken no-previous "production ${PROD_SERVICE}: expected ${SOURCE_IMAGE:-a previous image} among those that \
+are kept for it, observed ${PRESERVED[*]:-none}; ${REPLY}"
+  fi
+  read_image "${IMAGE_ID}"
+  [[ ! "${SEEN_REVISION}" =~ ^\"(${HEX40})\"$ ]] || REVISION=${BASH_REMATCH[1]}
+}
+
+# --- Promotion: the change --------------------------------------------------------------------------------------------
+
+# Write down what is production from now on: --build-staging refuses all of it, whatever a caller says.
+record_promoted() {
+  local file="${STATE}/promoted" line
+  canonical "${PROD_IMAGE}"
+  touch -- "${file}" || refuse state-unsafe "${file}: expected to write it" "look for free space and its mode"
+  for line in "service ${PROD_SERVICE}" "port ${PROD_PORT}" "image ${REPLY}"; do
+    grep -qxF -- "${line}" "${file}" || printf '%s\n' "${line}" >>"${file}" ||
+      refuse state-unsafe "${file}: expected to write it" "look for free space"
+  done
 }
 
 # Run production from an image ID and prove that it does: ID.
 run_production() {
   step recreate "recreating service ${PROD_SERVICE} from $1"
   recreate "${PROD_SERVICE}" "${PROD_PROFILE}" "$1" "${PROD_PIN}"
+  prove_production "$1"
+}
+
+# ID
+prove_production() {
   take_container "${PROD_SERVICE}" "$1" "${PROD_PORT}"
   await_health
   settle "${PROD_SERVICE}"
 }
+
+promote() {
+  read_promotion_variables
+  find_policy
+  read_facts
+  prepare_host
+  take_lock "${PROMOTE_WAIT}"
+  recover_first
+  decide
+  change_production promoted "production runs ${IMAGE_ID}"
+}
+
+# From the candidate to its end, whatever let it come this far: CAUSE TEXT.
+change_production() {
+  record_promoted
+  open_history
+  open_journal "$1"
+  [[ -z "${PROD_PIN}" ]] || draft_pin "${PROD_PIN}=${IMAGE_ID}"
+  keep_previous "$1"
+  say "production changes from here on, whether or not the caller stays" # one who is gone already ends the run here
+  heed_lease
+  burn_verdict
+  trap '' HUP INT TERM PIPE USR1 # it finishes or rolls back; children inherit that
+  PHASE='swapping'
+  run_production "${IMAGE_ID}"
+  [[ -z "${PROD_PIN}" ]] || commit_pin
+  move_tag
+  conclude 'done' "$1" "$2"
+}
+
+# Where there is no pin, this is the commit point.
+move_tag() {
+  step tag "tagging ${PROD_IMAGE}"
+  TAGGING=1
+  tag_image "${PROD_IMAGE}" "${IMAGE_ID}"
+}
+
+# --- Going back -------------------------------------------------------------------------------------------------------
+readonly DATA_STAYS='code goes back and data does not: what the newer revision has migrated stays migrated'
 
 # Back to the previous image: CAUSE REASON. Every refusal from here on means that production needs a person.
 roll_back() {
@@ -3120,25 +3397,41 @@ roll_back() {
   FAILURE="$1:$2"
   say "rolling back: $2"
   await_engine
-  restore_pin
   [[ -n "${PREVIOUS_ID}" ]] || stop_unproven
+  say "WARNING: ${DATA_STAYS}"
+  [[ -z "${COMMITTED}" ]] || write_pin "${JOURNAL[pin_line]}"
   [[ -n "${PROJECT}" ]] || resolve_production
   run_production "${PREVIOUS_ID}"
   [[ -z "${TAGGING}" || -z "${PREVIOUS_TAG_ID}" ]] || tag_image "${PROD_IMAGE}" "${PREVIOUS_TAG_ID}"
-  conclude rolled-back "$1" "$2; production runs the previous image ${PREVIOUS_ID} again"
+  conclude rolled-back "$1" "$2; production runs the previous image ${PREVIOUS_ID} again; ${DATA_STAYS}"
 }
 
 # There was no production before: an image that did not prove itself must not stay up.
 stop_unproven() {
+  [[ -z "${COMMITTED}" ]] || write_pin "${JOURNAL[pin_line]}"
+  stop_production
+  refuse no-previous 'there is no previous image' 'what did not prove itself was stopped'
+}
+
+stop_production() {
   local id
+  [[ -n "${PROJECT}" ]] || resolve_production
   find_containers "${PROD_SERVICE}"
   for id in "${FOUND[@]}"; do
     change "${RECREATE}" docker container stop "${id}"
   done
-  refuse no-previous 'there is no previous image' 'what did not prove itself was stopped'
 }
 
-# An engine that restarts in the middle of a swap gets half a minute.
+# Leave in REPLY what a person can do where the hook could not.
+tell_by_hand() {
+  local command="docker compose${PROD_PROFILE:+ --profile ${PROD_PROFILE}} up -d --no-deps --no-build ${PROD_SERVICE}"
+  REPLY="production needs a person: see why with docker compose ps --all and docker compose logs ${PROD_SERVICE} \
+in ${COMPOSE_DIR}, call --recover again"
+  [[ -z "${PREVIOUS_ID}" ]] ||
+    REPLY+=", or start the previous image there: ${PROD_PIN:+"${PROD_PIN}=${PREVIOUS_ID} "}${command}"
+}
+
+# An engine that restarts in the middle of a swap, or that a host has just booted, gets half a minute.
 await_engine() {
   local try
   for try in {1..30}; do
@@ -3149,33 +3442,142 @@ await_engine() {
   done
 }
 
-promote() {
-  read_promotion_variables
+# --rollback: production from an image that it ran before, by the rules of any other change. A freeze does not hold it up.
+restore() {
+  read_rollback_variables
   find_policy
-  read_facts
   prepare_host
   take_lock "${PROMOTE_WAIT}"
-  decide
-  change_production promoted "production runs ${IMAGE_ID}"
+  recover_first
+  step verify "looking for ${SOURCE_IMAGE:-the previous image}"
+  resolve_compose
+  find_containers "${PROD_SERVICE}"
+  choose_previous
+  check_production
+  [[ -z "${PROD_PIN}" ]] || read_pin_file "${PROD_PIN}=${IMAGE_ID}"
+  read_previous
+  say "WARNING: ${DATA_STAYS}"
+  change_production restored "production runs ${IMAGE_ID} again; ${DATA_STAYS}"
 }
 
-# From the candidate to its end, whatever let it come this far: CAUSE TEXT.
-change_production() {
-  record_promoted
-  open_history
-  [[ -z "${PROD_PIN}" ]] || draft_pin
-  keep_previous
-  say "production changes from here on, whether or not the caller stays" # one who is gone already ends the run here
-  heed_lease
-  burn_verdict
-  trap '' HUP INT TERM PIPE USR1 # it finishes or rolls back; children inherit that
-  PHASE='swapping'
-  run_production "${IMAGE_ID}"
-  [[ -z "${PROD_PIN}" ]] || commit_pin
-  step tag "tagging ${PROD_IMAGE}"
-  TAGGING=1
-  tag_image "${PROD_IMAGE}" "${IMAGE_ID}"
-  conclude 'done' "$1" "$2"
+read_rollback_variables() {
+  local name
+  may_have SOURCE_IMAGE "${IMAGE_ID_PATTERN}" 'the ID of an image that is kept, or nothing'
+  for name in EXPECTED_REVISION EXPECTED_IMAGE_ID VERDICT; do
+    [[ -z "${!name+set}" ]] || misuse variable-unused "${name}: expected none, since it was proven before, observed one" \
+      "leave it out"
+  done
+  read_health_variables
+  read_production_variables
+}
+
+# --- Recovering -------------------------------------------------------------------------------------------------------
+
+# --recover: nothing to do is the usual case, and takes no lock. A step that a dead run has left behind keeps the lock.
+recover() {
+  end_without_journal
+  require_tools
+  take_lock "${PROMOTE_WAIT}"
+  end_without_journal
+  prepare_folder
+  await_engine
+  require_engine
+  recover_production
+}
+
+end_without_journal() {
+  [[ ! -d "${STATE}" || -x "${STATE}" ]] ||
+    cannot_tell state-unsafe "${STATE}: expected to see whether a promotion was interrupted, observed another user's folder" \
+      "run the hook as its owner"
+  # shellcheck disable=SC2310 # a question that does not rely on errexit
+  is_journal_open || conclude 'done' nothing-open 'no change of production was interrupted'
+}
+
+# Before another change of production: in a process of its own, since its production need not be the caller's.
+recover_first() {
+  local status=0
+  # shellcheck disable=SC2310 # a question that does not rely on errexit
+  is_journal_open || return 0
+  say 'a change of production was interrupted: recovering it first'
+  recover_in_child &
+  CHILD=$!
+  wait "${CHILD}" || status=$?
+  CHILD=''
+  [[ "${status}" == 0 || "${status}" == 3 ]] ||
+    refuse promotion-open "${JOURNAL_FILE}: expected --recover to end well, observed status ${status}" \
+      "read what it said above"
+}
+
+recover_in_child() {
+  MODE=--recover STEP='' STEP_TIMES='' HOLDER='' WATCHER='' WORK="${WORK}/recover"
+  unset -v LEASE
+  mkdir -- "${WORK}"
+  set_traps
+  exec 3>/dev/null
+  recover_production
+}
+
+# Take over the change that the journal tells of. Past its commit point it is finished, before that it is undone.
+recover_production() {
+  step recover "reading ${JOURNAL_FILE}"
+  read_journal
+  JOURNALED=1
+  take_journal
+  say "run ${JOURNAL[run]} was interrupted while ${PROD_SERVICE} went from ${PREVIOUS_ID:-nothing} to ${IMAGE_ID}"
+  PIN_FILE=$(readlink -m -- "${COMPOSE_DIR}/.env")
+  rm -f -- "${PIN_FILE}.imagefresh-${JOURNAL[run]}" 2>/dev/null || :
+  trap '' HUP INT TERM PIPE USR1
+  PHASE='rolling-back'
+  FAILURE="interrupted:run ${JOURNAL[run]} was interrupted"
+  resolve_compose
+  read_image "${PROD_IMAGE}"
+  if [[ "${SEEN_ID}" == "${IMAGE_ID}" || (-n "${PROD_PIN}" && "${SERVICE_IMAGE[${PROD_SERVICE}]-}" == "${IMAGE_ID}") ]]; then
+    finish
+  else
+    undo
+  fi
+}
+
+take_journal() {
+  REPO=${JOURNAL[repo]} PROD_SERVICE=${JOURNAL[service]} PROD_IMAGE=${JOURNAL[image]} PROD_PORT=${JOURNAL[port]}
+  PROD_PROFILE=${JOURNAL[profile]} PROD_PIN=${JOURNAL[pin]} HEALTH_PATH=${JOURNAL[health_path]}
+  HEALTH_TIMEOUT=${JOURNAL[health_timeout]} SETTLE=${JOURNAL[settle]}
+  IMAGE_ID=${JOURNAL[new]} REVISION=${JOURNAL[revision]}
+  PREVIOUS_ID=${JOURNAL[old]} PREVIOUS_TAG_ID=${JOURNAL[old_tag]}
+}
+
+# Prove that production runs an image; where its one container does not, or was restarted, recreate it: ID.
+ensure_production() {
+  find_containers "${PROD_SERVICE}"
+  declare -gA SEEN=()
+  [[ "${#FOUND[@]}" != 1 ]] || read_container "${FOUND[0]}"
+  case "${SEEN[image]-}/${SEEN[status]-}/${SEEN[restarts]-}" in
+    "$1/running/0") prove_production "$1" ;;
+    *) run_production "$1" ;;
+  esac
+}
+
+# Past the commit point: any compose call would start the new image.
+finish() {
+  say 'it was past its commit point: finishing it'
+  PHASE='swapping' COMMITTED=${PROD_PIN:+1} TAGGING=1
+  ensure_production "${IMAGE_ID}"
+  move_tag
+  conclude 'done' "${JOURNAL[cause]}" "production runs ${IMAGE_ID}: run ${JOURNAL[run]} was interrupted, and is finished now"
+}
+
+# Before it: any compose call would start the old one.
+undo() {
+  local text="run ${JOURNAL[run]} was interrupted, and is undone now"
+  say 'it was before its commit point: undoing it'
+  if [[ -z "${PREVIOUS_ID}" ]]; then
+    stop_production
+    IMAGE_ID=''
+    conclude 'done' undone "production does not run, as before: ${text}"
+  fi
+  ensure_production "${PREVIOUS_ID}"
+  IMAGE_ID=${PREVIOUS_ID}
+  conclude 'done' undone "production runs ${PREVIOUS_ID}, as before: ${text}"
 }
 
 # --- Freezing --------------------------------------------------------------------------------------------------------
@@ -3267,10 +3669,12 @@ break_glass() {
   say "WARNING: BREAK-GLASS: ${SOURCE_IMAGE} goes into production past every proof: ${REASON_TEXT}"
   prepare_host
   take_lock "${PROMOTE_WAIT}"
+  recover_first
   step verify "looking for ${SOURCE_IMAGE}"
   take_unproven
   check_production
-  [[ -z "${PROD_PIN}" ]] || read_pin_file
+  refuse_other_origins
+  [[ -z "${PROD_PIN}" ]] || read_pin_file "${PROD_PIN}=${IMAGE_ID}"
   read_previous
   change_production broke-glass "production runs ${IMAGE_ID}, WHICH NOTHING HAS PROVEN"
 }
@@ -3333,16 +3737,15 @@ cannot_read_history() {
   cannot_tell state-unsafe "${STATE}/history: expected to read it, observed no success" "run the hook as its owner"
 }
 
-# Leave the newest entry of a promotion of PROD_SERVICE that ended well in LAST_PROMOTION, "" where there is none.
-# Quotes inside a text are escaped, so that no reason can look like these keys.
-read_last_promotion() {
-  local done_pattern='^\{"time":"[0-9TZ:-]+","mode":"--(promote|break-glass)","kind":"done",'
-  LAST_PROMOTION=''
+# Leave in REPLY the newest entry by which PROD_SERVICE was to run an image, "" where there is none: CAUSES IMAGE_ID,
+# the ID a pattern. Quotes inside a text are escaped, so that no reason can look like these keys.
+find_entry() {
+  local pattern="^\\{\"time\":\"[0-9TZ:-]+\",\"mode\":\"--[a-z-]+\",\"kind\":\"done\",\"cause\":\"($1)\","
+  pattern+=".*,\"service\":\"${PROD_SERVICE//./\\.}\",\"revision\":\"[0-9a-f]*\",\"image_id\":\"$2\","
   find_history
   [[ "${#FOUND[@]}" != 0 ]] || return 0
-  LAST_PROMOTION=$(grep -ahE "${done_pattern}" -- "${FOUND[@]}" |
-    grep -aF ",\"service\":\"${PROD_SERVICE}\",\"revision\":" | tail -n 1) || LAST_PROMOTION=''
-  [[ "${LAST_PROMOTION}" =~ ${ENTRY_PATTERN} ]] || LAST_PROMOTION=''
+  REPLY=$(grep -ahE "${pattern}" -- "${FOUND[@]}" | tail -n 1) || REPLY=''
+  [[ "${REPLY}" =~ ${ENTRY_PATTERN} ]] || REPLY=''
 }
 
 # Tell what runs, whether it is what was promoted last, and whether production is frozen.
@@ -3361,6 +3764,7 @@ tell_status() {
   describe_tags
   describe_proof "${runs}"
   describe_freeze
+  describe_journal
   conclude 'done' status "${REPLY}"
 }
 
@@ -3417,23 +3821,26 @@ describe_tags() {
   done
 }
 
-# Is what production runs what was promoted last, and was that proven? RUNNING IMAGES
+# Is what production runs what was promoted last, or what it went back to, and was that proven? RUNNING IMAGES
 describe_proof() {
-  local promoted='' verified=false words break_glass=''
-  read_last_promotion
+  local promoted='' proof='' verified=false words break_glass=''
+  find_entry 'promoted|broke-glass|restored|undone' "(${IMAGE_ID_PATTERN})?"
+  LAST_PROMOTION=${REPLY}
   [[ ! "${LAST_PROMOTION}" =~ ,\"image_id\":\"(${IMAGE_ID_PATTERN})\", ]] || promoted=${BASH_REMATCH[1]}
+  [[ -z "${promoted}" ]] || find_entry 'promoted|broke-glass' "${promoted}"
+  [[ -z "${promoted}" || ! "${REPLY}" =~ \"cause\":\"([a-z-]+)\" ]] || proof=${BASH_REMATCH[1]}
   if [[ -z "$1" ]]; then
     words='production does not run'
   elif [[ -z "${promoted}" ]]; then
     words="production runs $1, and the history knows of no promotion of ${PROD_SERVICE}"
   elif [[ "$1" != "${promoted}" ]]; then
     words="production runs $1, but ${promoted} was promoted last"
-  elif [[ "${LAST_PROMOTION}" == *'"mode":"--break-glass",'* ]]; then
+  elif [[ "${proof}" != promoted ]]; then
     words="production runs ${promoted}, which nothing has proven"
   else
     verified=true words="production runs ${promoted}, as promoted"
   fi
-  if [[ "${LAST_PROMOTION}" == *'"mode":"--break-glass",'* ]]; then
+  if [[ "${proof}" == broke-glass ]]; then
     break_glass='production was promoted by break-glass, past every proof; the next regular promotion ends that'
     say "WARNING: ${break_glass}"
   fi
@@ -3461,6 +3868,26 @@ describe_freeze() {
   SITUATION+='}'
   frozen_words
   REPLY="${words}; frozen ${REPLY}"
+}
+
+# Append the change of production that is under way, or that was interrupted; adds that to the text in REPLY, too.
+describe_journal() {
+  local words=${REPLY}
+  SITUATION+=',"open":'
+  # shellcheck disable=SC2310 # a question that does not rely on errexit
+  if ! is_journal_open; then
+    SITUATION+='null'
+    return 0
+  fi
+  read_journal
+  json_pair run_id "${JOURNAL[run]}"
+  SITUATION+="{${REPLY}"
+  situate since "${JOURNAL[since]}"
+  situate service "${JOURNAL[service]}"
+  situate from "${JOURNAL[old]}"
+  situate to "${JOURNAL[new]}"
+  SITUATION+='}'
+  REPLY="${words}; since ${JOURNAL[since]} run ${JOURNAL[run]} is changing ${JOURNAL[service]}, or was interrupted"
 }
 
 # --- Observing: for keys that may not reach the engine ---------------------------------------------------------------
@@ -3946,6 +4373,8 @@ dispatch() {
     --unfreeze) unfreeze ;;
     --break-glass) break_glass ;;
     --promote) promote ;;
+    --rollback) restore ;;
+    --recover) recover ;;
     *) misuse mode-unknown "mode: expected one that does something, observed ${MODE@Q}" "report it" ;;
   esac
 }
@@ -3963,7 +4392,7 @@ answer_at_once() {
 # MODE
 read_mode() {
   case "$1" in
-    --build-staging | --observe | --verify | --promote | --lease | --self-test) MODE=$1 ;;
+    --build-staging | --observe | --verify | --promote | --rollback | --recover | --lease | --self-test) MODE=$1 ;;
     --status | --history | --freeze | --unfreeze | --break-glass) MODE=$1 ;;
     *) misuse mode-unknown "mode: expected one that --help names, observed ${1@Q}" "see --help" ;;
   esac

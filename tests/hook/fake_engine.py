@@ -84,6 +84,8 @@ def answer(state: State, tool: str, argv: list[str]) -> int:
         "container logs": lambda *_: print("the log of the container"),
         "container restart": lambda *_: None,
         "container stop": stop_container,
+        "container create": create_container,
+        "container rm": remove_container,
         "buildx version": lambda *_: 0 if state["buildx"] else fail("unknown command: docker buildx"),
     }
     return int(actions[group](state, argv) or 0) if group in actions else 99
@@ -111,7 +113,10 @@ def inspect_image(state: State, argv: list[str]) -> int:
     image = name if name in state["labels"] else state["images"].get(name)
     if image is None:
         return fail(f"Error response from daemon: No such image: {argv[-1]}")
-    print(f"{image} {state['labels'][image]}")
+    if "{{len .RepoTags}}" in option(argv, "--format")[0]:
+        print(list(state["images"].values()).count(image), 0)
+    else:
+        print(f"{image} {state['labels'][image]}")
     return 0
 
 
@@ -121,6 +126,9 @@ def tag_image(state: State, argv: list[str]) -> None:
 
 def remove_image(state: State, argv: list[str]) -> int:
     names = [full(word) for word in argv[2:] if not word.startswith("-")]
+    if names[0] in state["labels"]:
+        del state["labels"][names[0]]
+        return 0
     missing = [name for name in names if state["images"].pop(name, None) is None]
     return fail(f"Error: No such image: {missing[0]}") if missing else 0
 
@@ -231,6 +239,8 @@ def list_containers(state: State, argv: list[str]) -> None:
                 "{{.Names}}": one["name"],
                 '{{.Label "com.docker.compose.project"}}': one["project"],
                 '{{.Label "com.docker.compose.service"}}': one["service"],
+                '{{.Label "imagefresh.kept-since"}}': one.get("kept-since", ""),
+                '{{.Label "imagefresh.left-by"}}': one.get("left-by", ""),
             }.items():
                 words = words.replace(field, value)
             print(words)
@@ -249,6 +259,25 @@ def matches(one: State, condition: str) -> bool:
 def run_check(state: State, argv: list[str]) -> int:
     print(state["check"].get("output", "PASS"))
     return int(state["check"].get("status", 0))
+
+
+def create_container(state: State, argv: list[str]) -> int:
+    """Make a container that does not run, with its labels by the last part of their names."""
+    name = option(argv, "--name")[0]
+    if name in [one["name"] for one in state["containers"]]:
+        return fail(f"Conflict. The container name {name} is already in use")
+    labels = [label.partition("=") for label in option(argv, "--label")]
+    container = {"id": digest(name), "name": name, "image": argv[-1], "status": "created", "ports": []}
+    nobody = {"project": "", "service": ""}
+    state["containers"].append({**container, **nobody, **{key.rpartition(".")[2]: value for key, _, value in labels}})
+    return 0
+
+
+def remove_container(state: State, argv: list[str]) -> int:
+    left = [one for one in state["containers"] if one["id"] != argv[-1]]
+    gone = len(left) < len(state["containers"])
+    state["containers"] = left
+    return 0 if gone else fail(f"Error: No such container: {argv[-1]}")
 
 
 def stop_container(state: State, argv: list[str]) -> None:

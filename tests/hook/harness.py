@@ -221,13 +221,18 @@ class PretendedHost:
         self.set(faults=[*self.state["faults"], {"match": match, **fault}])
 
     @property
+    def production(self) -> list[str]:
+        """The images that the containers of production have, whether or not they run."""
+        return [str(each["image"]) for each in self.state["containers"] if each["service"] == "shop"]
+
+    @property
     def calls(self) -> list[str]:
         """Every call of docker and curl so far, joined by spaces."""
         return [" ".join(call["argv"]) for call in self.state["calls"]]
 
     def changes(self) -> list[str]:
         """The calls that change a host."""
-        pattern = r" up |docker (build --|image tag|container (stop|restart))"
+        pattern = r" up |docker (build --|image tag|container (stop|restart|create|rm))"
         return [call for call in self.calls if re.search(pattern, call)]
 
     def staging(self, **changes: str | None) -> Outcome:
@@ -251,6 +256,15 @@ class PretendedHost:
         variables = {name: value for name, value in self.promotion_variables().items() if name in names}
         staging = {"TARGET_IMAGE": "shop-shop-staging", "TARGET_SERVICE": "shop-staging"}
         return self.hook.call("--status", changed({**variables, **staging}, changes))
+
+    def rollback(self, **changes: str | None) -> Outcome:
+        """Call `--rollback` with changed variables; None leaves one out."""
+        proofs = dict.fromkeys(["SOURCE_IMAGE", "EXPECTED_REVISION", "EXPECTED_IMAGE_ID"])
+        return self.hook.call("--rollback", changed(self.promotion_variables(), {**proofs, **changes}))
+
+    def recover(self) -> Outcome:
+        """Call `--recover` as a timer does."""
+        return self.hook.call("--recover", {"COMPOSE_DIR": str(self.compose_dir)})
 
     def history(self, **changes: str | None) -> Outcome:
         return self.hook.call("--history", changed(self._common(), changes))
@@ -369,6 +383,7 @@ def _services() -> dict[str, object]:
         "shop": {
             "container_name": "shop",
             "image": "${PIN}",
+            "pull_policy": "never",
             "ports": [{"mode": "ingress", "target": 8000, "published": "43100", "protocol": "tcp"}],
         },
         "shop-staging": {

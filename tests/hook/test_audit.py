@@ -205,7 +205,7 @@ def test_a_history_that_is_lost_during_the_promotion_is_told_loudly_and_undoes_n
     assert outcome.verdict == (0, "promoted")
     assert "AND THIS IS NOT IN THE HISTORY" in outcome.reason
     assert "WARNING" in outcome.stderr
-    assert [each["image"] for each in host.state["containers"]] == [STAGING_ID]
+    assert host.production == [STAGING_ID]
 
 
 @pytest.mark.parametrize("program", ["exit 1", "sleep 60", None], ids=["fails", "hangs", "absent"])

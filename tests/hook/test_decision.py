@@ -41,7 +41,7 @@ def test_the_validated_image_is_promoted(pretended: PretendedHost) -> None:
         "shop-shop:latest": STAGING_ID,
         "shop-shop:imagefresh-previous": PROD_ID,
     }
-    assert [each["image"] for each in pretended.state["containers"]] == [STAGING_ID]
+    assert pretended.production == [STAGING_ID]
     assert (pretended.compose_dir / ".env").read_text() == f"PIN={STAGING_ID}\n"
 
 
@@ -212,11 +212,11 @@ def test_production_is_recreated_by_id_and_the_tag_moves_last(pretended: Pretend
     assert " ".join(up["argv"]) == "docker compose up -d --force-recreate --no-deps --no-build --pull never shop"
     assert up["env"]["PIN"] == STAGING_ID
     changes = pretended.changes()
-    assert [call.split()[-1] for call in changes] == ["shop-shop:imagefresh-previous", "shop", "shop-shop"]
+    assert [call.split()[-1] for call in changes] == ["shop-shop:imagefresh-previous", PROD_ID, "shop", "shop-shop"]
 
 
 def test_without_a_pin_an_override_names_the_image(pretended: PretendedHost) -> None:
-    pretended.service("shop", image="shop-shop", build={"context": "/srv"})
+    pretended.service("shop", image="shop-shop")
     assert both(pretended, PROD_PIN="").verdict == (0, "verified")
     assert not (pretended.compose_dir / ".env").exists()
     up = next(call for call in pretended.calls if " up " in call)
@@ -299,7 +299,7 @@ def test_an_image_that_does_not_prove_itself_is_rolled_back(pretended: Pretended
     outcome = pretended.promote()
     assert outcome.status == 3
     assert f"production runs the previous image {PROD_ID} again" in outcome.reason
-    assert [each["image"] for each in pretended.state["containers"]] == [PROD_ID]
+    assert pretended.production == [PROD_ID]
     assert pretended.state["images"]["shop-shop:latest"] == PROD_ID
     assert (pretended.compose_dir / ".env").read_text() == f"PIN={PROD_ID}\n"
     assert sorted(each.name for each in pretended.compose_dir.iterdir()) == [".env", ".imagefresh", "compose.yaml"]
@@ -320,7 +320,7 @@ def test_a_command_that_fails_after_the_swap_began_is_rolled_back(pretended: Pre
     outcome = pretended.promote()
     assert outcome.status == 3
     assert "it broke" in outcome.reason
-    assert [each["image"] for each in pretended.state["containers"]] == [PROD_ID]
+    assert pretended.production == [PROD_ID]
     assert pretended.state["images"]["shop-shop:latest"] == PROD_ID
     assert (pretended.compose_dir / ".env").read_text() == f"A=1\nPIN={PROD_ID}\n"
 

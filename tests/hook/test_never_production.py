@@ -128,7 +128,7 @@ def test_a_container_name_is_compared_as_text_and_not_as_a_pattern(pretended: Pr
 def test_what_was_once_promoted_is_production_for_good(
     pretended: PretendedHost, variables: dict[str, str], cause: str
 ) -> None:
-    pretended.service("shop-staging", image="${PIN}", profiles=None)
+    pretended.service("shop-staging", image="${PIN}", profiles=None, pull_policy="never", build=None)
     production = {"PROD_SERVICE": "shop-staging", "PROD_PORT": "43101", "PROD_IMAGE": "docker.io/shop-shop-staging"}
     assert pretended.promote(**production, PROD_PIN=None).verdict == (0, "promoted")
     pretended.set(calls=[])
