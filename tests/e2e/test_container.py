@@ -134,7 +134,7 @@ FIXES: dict[str, tuple[str, str]] = {
 def execute(pipeline: Pipeline, script: str) -> None:
     """Run a script in the staging container, once it answers: a service that has not read its files yet would end."""
     copy = pipeline.copy
-    assert wait_until(lambda: pipeline.staging), copy.compose("ps", "--all").stdout
+    assert wait_until(lambda: pipeline.staging != ""), copy.compose("ps", "--all").stdout
     copy.engine.docker("exec", "--user", "0", copy.staging_container, "sh", "-c", script)
 
 
