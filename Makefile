@@ -9,7 +9,7 @@ STAMP := $(VENV)/.stamp
 PYTEST := $(PYTHON) -m pytest --timeout=300
 SHELL_SCRIPTS = $(wildcard scripts/*.sh hooks/*.sh hooks/lib/*.sh) .ci/run
 
-.PHONY: help venv lint test faults mutants fuzz bench matrix demo clean
+.PHONY: help venv lint test faults crash mutants fuzz bench matrix demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do printf '  make %-7s %s\n' "$$name" "$$what"; done
@@ -29,16 +29,22 @@ lint: venv ## ruff (check and format), mypy --strict, shellcheck, shfmt
 
 test: lint ## lint, then every test; starts a private engine where there is none
 	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 sshd=openssh-server busybox=busybox-static
-	$(PYTEST) -m "not docker and not plain" -n 3
+	$(PYTEST) -m "not docker and not plain and not crash" -n 3
 	scripts/engine.sh up
 	scripts/base-image.sh
-	$(PYTEST) -m "docker and not fault" -n 3
+	$(PYTEST) -m "docker and not fault and not crash" -n 3
 
 faults: venv ## every fault that must never pass, injected for real, local and over ssh; a table in .faults/
 	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server
 	scripts/engine.sh up
 	scripts/base-image.sh
 	$(PYTEST) tests/faults tests/e2e -m fault -n 2
+
+crash: venv ## promotions killed, disturbed and cut short at every command; a table in .crash/
+	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables
+	scripts/engine.sh up
+	scripts/base-image.sh
+	$(PYTEST) tests/crash tests/hook -m crash -n 2
 
 mutants: venv ## each guard taken out in a copy of the tree: the tests must notice
 	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server
@@ -68,5 +74,5 @@ demo: venv ## a gate, a promotion and a refusal on real parts
 clean: ## end the engine that was started here and remove everything that was made
 	scripts/base-image.sh remove
 	scripts/engine.sh down
-	rm -rf .venv .engine .demo .faults .bench .imagefresh .cache dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .engine .demo .faults .crash .bench .imagefresh .cache dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1250,12 +1250,13 @@ own_folder() {
   own 8 turn "$1"
 }
 
-# Write into a lock who holds it, for those who wait: NAME.
+# Write into a lock who holds it, for those who wait: NAME. A full disk must not keep --recover from its work.
 sign() {
   local since
   since=$(date -u +%Y-%m-%dT%H:%M:%SZ)
   HOLDER="${STATE}/$1"
-  printf '%s %s since %s\n' "${RUN_ID}" "${MODE}" "${since}" >"${HOLDER}"
+  printf '%s %s since %s\n' "${RUN_ID}" "${MODE}" "${since}" 2>/dev/null >"${HOLDER}" ||
+    say "warning: ${HOLDER} could not be written: whoever waits will not see who holds it"
 }
 
 open_state() {
@@ -3163,13 +3164,13 @@ open_journal() {
     [new]=${IMAGE_ID} [old]=${PREVIOUS_ID} [old_tag]=${PREVIOUS_TAG_ID} [health_path]=${HEALTH_PATH}
     [health_timeout]=${HEALTH_TIMEOUT} [settle]=${SETTLE}
   )
+  JOURNALED=1 # whatever ends this run from here on removes it
   {
     for key in ${JOURNAL_KEYS}; do
       printf '%s=%s\n' "${key}" "${JOURNAL[${key}]}"
     done >"${draft}" && sync -- "${draft}" && mv -f -- "${draft}" "${JOURNAL_FILE}" && sync -- "${STATE}"
   } 2>/dev/null ||
     refuse state-unsafe "${JOURNAL_FILE}: expected to write it, observed no success" "look for free space and its mode"
-  JOURNALED=1
 }
 
 # Close it where production is known to be what it should be: KIND.
@@ -3181,7 +3182,7 @@ close_journal() {
     *:before) ;;
     *) return 0 ;;
   esac
-  { rm -f -- "${JOURNAL_FILE}" && sync -- "${STATE}"; } 2>/dev/null && return 0
+  { rm -f -- "${JOURNAL_FILE}" "${JOURNAL_FILE}.draft" && sync -- "${STATE}"; } 2>/dev/null && return 0
   UNRECORDED+="; ${JOURNAL_FILE} could not be removed: --recover will look at production once more"
   say "WARNING: ${JOURNAL_FILE} could not be removed: --recover will look at production once more"
 }

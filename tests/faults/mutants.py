@@ -22,7 +22,17 @@ from tests.support import ROOT, Engine, run, start_engine
 AT_ONCE = 2
 SECONDS = 600
 LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", ".engine", ".demo", ".faults", ".bench", ".cache", ".imagefresh", "*_cache", "__pycache__"
+    ".git",
+    ".venv",
+    ".engine",
+    ".demo",
+    ".faults",
+    ".crash",
+    ".bench",
+    ".cache",
+    ".imagefresh",
+    "*_cache",
+    "__pycache__",
 )
 
 # What tests are called is no markup.

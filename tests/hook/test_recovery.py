@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.hook.crash import Crashing, Point
+from tests.hook.crash import KILL_HOOK, KILL_SESSION, Crashing, Point
 from tests.hook.harness import PROD_ID, RUN_ID, STAGING_ID, PretendedHost
 from tests.hook.test_operations import situation, told
+from tests.hook.verdicts import GATE_RUN, Signed
 
-COMMIT = r"mv .*/\.env$"
+COMMIT = r"mv .*/\.env $"
 
 
 @pytest.fixture
@@ -48,9 +49,17 @@ def assert_consistent(host: PretendedHost) -> str:
     return image
 
 
-@pytest.mark.parametrize(("moment", "victim"), [("before", "session"), ("after", "session"), ("before", "hook")])
+@pytest.mark.parametrize(
+    ("moment", "action"),
+    [
+        ("after", KILL_SESSION),
+        pytest.param("before", KILL_SESSION, marks=pytest.mark.crash),
+        pytest.param("before", KILL_HOOK, marks=pytest.mark.crash),
+    ],
+    ids=["after", "before", "hook alone"],
+)
 def test_a_promotion_killed_at_any_command_is_finished_or_undone(
-    pretended: PretendedHost, crashing: Crashing, moment: str, victim: str
+    pretended: PretendedHost, crashing: Crashing, moment: str, action: str
 ) -> None:
     state, seen = pretended.state, set()
     (pretended.compose_dir / ".env").write_text("A=1\n")
@@ -58,7 +67,8 @@ def test_a_promotion_killed_at_any_command_is_finished_or_undone(
     for number in range(1, count(crashing, "--promote", variables) + 1):
         pretended.set(**state)
         (pretended.compose_dir / ".env").write_text("A=1\n")
-        crashing.call("--promote", variables, Point(number, moment, victim))
+        crashing.call("--promote", variables, Point(number, moment, action))
+        assert crashing.acted, number
         outcome = pretended.recover()  # a step that the hook has left behind keeps the lock
         assert outcome.status == 0, (number, outcome.stderr)
         seen.add(assert_consistent(pretended))
@@ -66,21 +76,18 @@ def test_a_promotion_killed_at_any_command_is_finished_or_undone(
     assert seen == {PROD_ID, STAGING_ID}
 
 
+@pytest.mark.crash
 def test_a_recovery_killed_at_any_command_is_recovered_itself(pretended: PretendedHost, crashing: Crashing) -> None:
     (pretended.compose_dir / ".env").write_text("A=1\n")
     variables = pretended.promotion_variables()
-    commands = count(crashing, "--promote", variables)
-    up = next(number for number, call in enumerate(crashing.calls, start=1) if " up " in call)
-    assert up < commands
-    pretended.set(images={**pretended.state["images"], "shop-shop:latest": PROD_ID})
-    crashing.call("--promote", variables, Point(up, "after", "session"))
+    crashing.call("--promote", variables, Point(moment="after", command=" up "))
     broken, text = pretended.state, journal(pretended).read_text()
     recovery = {"COMPOSE_DIR": str(pretended.compose_dir)}
     for number in range(1, count(crashing, "--recover", recovery) + 1):
         for moment in ("before", "after"):
             pretended.set(**broken)
             journal(pretended).write_text(text)
-            crashing.call("--recover", recovery, Point(number, moment, "session"))
+            crashing.call("--recover", recovery, Point(number, moment))
             assert pretended.recover().status == 0
             assert_consistent(pretended)
 
@@ -88,12 +95,7 @@ def test_a_recovery_killed_at_any_command_is_recovered_itself(pretended: Pretend
 def interrupt(pretended: PretendedHost, crashing: Crashing, call: str) -> None:
     """Promote, and be killed at the first command in which a pattern is found."""
     (pretended.compose_dir / ".env").write_text(f"A=1\nPIN={PROD_ID}\n")
-    state = pretended.state
-    count(crashing, "--promote", pretended.promotion_variables())
-    number = next(number for number, line in enumerate(crashing.calls, start=1) if re.search(call, line))
-    pretended.set(**state)
-    (pretended.compose_dir / ".env").write_text(f"A=1\nPIN={PROD_ID}\n")
-    crashing.call("--promote", pretended.promotion_variables(), Point(number, "after", "session"))
+    crashing.call("--promote", pretended.promotion_variables(), Point(moment="after", command=call))
     assert journal(pretended).exists()
 
 
@@ -156,12 +158,7 @@ def test_what_cannot_be_recovered_stops_the_next_promotion(pretended: PretendedH
 
 def test_an_interrupted_first_promotion_leaves_nothing_running(pretended: PretendedHost, crashing: Crashing) -> None:
     pretended.set(containers=[], images={"shop-shop-staging:latest": STAGING_ID})
-    state, variables = pretended.state, pretended.promotion_variables()
-    count(crashing, "--promote", variables)
-    up = next(number for number, call in enumerate(crashing.calls, start=1) if " up " in call)
-    pretended.set(**state)
-    (pretended.compose_dir / ".env").unlink()
-    crashing.call("--promote", variables, Point(up, "after", "session"))
+    crashing.call("--promote", pretended.promotion_variables(), Point(moment="after", command=" up "))
     assert pretended.production == [STAGING_ID]
     assert pretended.recover().verdict == (0, "undone")
     assert [each["status"] for each in pretended.state["containers"]] == ["exited"]
@@ -214,3 +211,40 @@ def test_a_state_folder_that_takes_no_journal_is_refused_before_anything_changes
     pretended.set(calls=[])
     assert pretended.promote().verdict == (1, "state-unsafe")
     assert pretended.changes() == []
+
+
+# --- the verdict of a promotion that was interrupted ------------------------------------------------------------------
+
+
+@pytest.mark.root
+def test_a_verdict_that_was_not_used_yet_still_works_after_the_recovery(
+    pretended: PretendedHost, crashing: Crashing, tmp_path: Path
+) -> None:
+    signed = Signed(pretended, tmp_path)
+    verdict = signed.verdict()
+    interrupt_signed(pretended, crashing, verdict, "container create")
+    assert list(signed.ledger.iterdir()) == []
+    assert pretended.recover().verdict == (0, "undone")
+    assert pretended.promote(VERDICT=verdict).verdict == (0, "promoted")
+
+
+@pytest.mark.root
+def test_a_verdict_that_was_used_stays_used_although_its_promotion_was_undone(
+    pretended: PretendedHost, crashing: Crashing, tmp_path: Path
+) -> None:
+    signed = Signed(pretended, tmp_path)
+    verdict = signed.verdict()
+    interrupt_signed(pretended, crashing, verdict, "sync .*/verdicts")
+    assert [path.name for path in signed.ledger.iterdir()] == [GATE_RUN]
+    assert pretended.production == [PROD_ID]
+    assert pretended.recover().verdict == (0, "undone")
+    assert pretended.promote(VERDICT=verdict).verdict == (1, "verdict-used")
+
+
+def interrupt_signed(pretended: PretendedHost, crashing: Crashing, verdict: str, command: str) -> None:
+    """Promote with a verdict, under the same policies, and be killed right after a command."""
+    if not crashing.policies.exists():
+        shutil.copytree(pretended.policies, crashing.policies)
+    variables = {**pretended.promotion_variables(), "VERDICT": verdict}
+    assert crashing.call("--promote", variables, Point(moment="after", command=command)) is None
+    assert crashing.acted
