@@ -69,6 +69,15 @@ readonly CONTAINER_FORMAT='{{.Id}}
 {{with index .State "Health"}}{{.Status}}{{end}}
 {{range $port, $hosts := .NetworkSettings.Ports}}{{range $hosts}}{{$port}}|{{.HostIp}}|{{.HostPort}} {{end}}{{end}}.'
 
+# What a container has of its image unless the compose file says otherwise, a line each, and behind that where something is
+# mounted; the same of an image.
+# shellcheck disable=SC2016 # the engine's template variables, not ours
+readonly STARTS_FORMAT='{{with .Config}}{{json .Entrypoint}}
+{{json .Cmd}}
+{{json .User}}
+{{end}}' MOUNTS_FORMAT='{{range .Mounts}}{{println .Destination}}{{end}}' \
+  VOLUMES_FORMAT='{{with .Config}}{{range $path, $_ := .Volumes}}{{println $path}}{{end}}{{end}}'
+
 # The same of production for a caller who may not reach the engine: without its environment, where secrets are.
 # shellcheck disable=SC2016 # the engine's template variables, not ours
 readonly PRODUCTION_FORMAT='{"Id":{{json .Id}},"Name":{{json .Name}},"Image":{{json .Image}},"Path":{{json .Path}},
@@ -1412,7 +1421,7 @@ parse_compose() {
   local line section='' service='' key=''
   PROJECT=''
   declare -gA SERVICE_IMAGE=() SERVICE_CONTAINER=() SERVICE_BUILD=()
-  declare -gA SERVICE_PROFILES=() SERVICE_DEPENDS=() SERVICE_PORTS=() SERVICE_PULL=()
+  declare -gA SERVICE_PROFILES=() SERVICE_DEPENDS=() SERVICE_PORTS=() SERVICE_PULL=() SERVICE_SAYS=() SERVICE_MOUNTS=()
   while IFS= read -r line; do
     if [[ "${line}" =~ ^' '{2}\"([a-z0-9-]+)\":' '(.*)$ ]]; then
       section=${BASH_REMATCH[1]}
@@ -1442,6 +1451,7 @@ parse_service_key() {
     container_name) SERVICE_CONTAINER[$1]=${value} ;;
     build) SERVICE_BUILD[$1]=1 ;;
     pull_policy) SERVICE_PULL[$1]=${value} ;;
+    entrypoint | command | user) [[ "${value}" == null ]] || SERVICE_SAYS[$1]+=" $2 " ;;
     *) ;;
   esac
 }
@@ -1452,6 +1462,10 @@ parse_service_item() {
     profiles) [[ ! "$3" =~ ^' '{8}\"(.*)\" ]] || SERVICE_PROFILES[$1]+=" ${BASH_REMATCH[1]} " ;;
     depends_on) [[ ! "$3" =~ ^' '{8}\"(.*)\":' {' ]] || SERVICE_DEPENDS[$1]+=" ${BASH_REMATCH[1]}" ;;
     ports) [[ ! "$3" =~ ^' '{10}\"published\":' '\"(.*)\" ]] || SERVICE_PORTS[$1]+=" ${BASH_REMATCH[1]} " ;;
+    volumes) [[ ! "$3" =~ ^' '{10}\"target\":' '\"(.*)\" ]] || SERVICE_MOUNTS[$1]+="${BASH_REMATCH[1]}"$'\n' ;;
+    configs | secrets)
+      [[ ! "$3" =~ ^' '{10}\"(source|target)\":' '\"(.*)\" ]] || SERVICE_MOUNTS[$1]+="${BASH_REMATCH[2]}"$'\n'
+      ;;
     *) ;;
   esac
 }
@@ -3349,8 +3363,56 @@ run_production() {
 # ID
 prove_production() {
   take_container "${PROD_SERVICE}" "$1" "${PROD_PORT}"
+  compare_start "$1"
   await_health
   settle "${PROD_SERVICE}"
+}
+
+# Stop unless production starts what its image and the compose file say, as who they say, over nothing else than the mounts
+# that they name: IMAGE_ID.
+compare_start() {
+  local names=(entrypoint command user) container=() image=() index path said=" ${SERVICE_SAYS[${PROD_SERVICE}]-} "
+  [[ "${said}" != *' entrypoint '* ]] || said+='command ' # compose then leaves out the image's
+  read_start container "${CONTAINER_ID}" "${MOUNTS_FORMAT}"
+  mapfile -t container <<<"${REPLY}"
+  read_start image "$1" "${VOLUMES_FORMAT}"
+  mapfile -t image <<<"${REPLY}"
+  for index in "${!names[@]}"; do
+    [[ "${said}" == *" ${names[index]} "* || "${container[index]/#null/[]}" == "${image[index]/#null/[]}" ]] ||
+      refuse container-start "container ${CONTAINER_ID:0:12}: expected ${names[index]} ${image[index]} of its image, \
+observed ${container[index]}" "look for another compose call at the same time"
+  done
+  for path in "${container[@]:3}"; do
+    find_mount "${path}" "${image[@]:3}"
+    [[ -n "${REPLY}" ]] ||
+      refuse container-mounts "container ${CONTAINER_ID:0:12}: expected no mounts but those of image and compose file, \
+observed one at ${path}" "look for another compose call at the same time"
+  done
+}
+
+# Leave in REPLY what container or image ID starts, and its mounts or volumes: KIND ID FORMAT.
+read_start() {
+  ask "${QUICK}" docker "$1" inspect --format "${STARTS_FORMAT}$3" -- "$2"
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame engine-answer "$1 ${2:0:19}: expected to see what it starts, observed: ${REPLY}" "look at the engine"
+  fi
+}
+
+# Leave in REPLY by which name image or compose file know a mount, "" where they do not: PATH VOLUMES. Without a target of
+# its own, a secret lies below /run/secrets and a configuration below /.
+find_mount() {
+  local path=$1 name named=()
+  shift
+  mapfile -t named <<<"${SERVICE_MOUNTS[${PROD_SERVICE}]-}"
+  REPLY=''
+  for name in "$@" "${named[@]}"; do
+    case "${name}" in
+      '') ;;
+      "${path}" | "${path#/run/secrets/}" | "${path#/}") REPLY=${name} ;;
+      *) ;;
+    esac
+  done
 }
 
 promote() {

@@ -113,7 +113,9 @@ def inspect_image(state: State, argv: list[str]) -> int:
     image = name if name in state["labels"] else state["images"].get(name)
     if image is None:
         return fail(f"Error response from daemon: No such image: {argv[-1]}")
-    if "{{len .RepoTags}}" in option(argv, "--format")[0]:
+    if "{{json .Cmd}}" in option(argv, "--format")[0]:
+        print("null", '["run"]', '""', "/volume", sep="\n")
+    elif "{{len .RepoTags}}" in option(argv, "--format")[0]:
         print(list(state["images"].values()).count(image), 0)
     else:
         print(f"{image} {state['labels'][image]}")
@@ -223,6 +225,10 @@ def inspect_container(state: State, argv: list[str]) -> int:
     found = [each for each in state["containers"] if each["id"] == argv[-1]]
     if not found:
         return fail(f"Error: No such container: {argv[-1]}")
+    if "{{json .Cmd}}" in option(argv, "--format")[0]:
+        told = {"entrypoint": None, "command": ["run"], "user": "", "mounts": [], **found[0]}
+        print(*(json.dumps(told[key]) for key in ("entrypoint", "command", "user")), *told["mounts"], sep="\n")
+        return 0
     one = {"status": "running", "exit": 0, "started": "2026-01-02T03:04:05Z", "restarts": 0, "network": "n", **found[0]}
     ports = "".join(f"{'|'.join(port)} " for port in one["ports"])
     print(one["id"], f"/{one['name']}", one["image"], one["status"], one["exit"], one["started"], sep="\n")

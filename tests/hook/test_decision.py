@@ -305,6 +305,45 @@ def test_an_image_that_does_not_prove_itself_is_rolled_back(pretended: Pretended
     assert sorted(each.name for each in pretended.compose_dir.iterdir()) == [".env", ".imagefresh", "compose.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("after_up", "cause"),
+    [
+        ({"command": ["sh"]}, "container-start"),
+        ({"entrypoint": ["sh"]}, "container-start"),
+        ({"user": "0"}, "container-start"),
+        ({"mounts": ["/volume", "/app"]}, "container-mounts"),
+    ],
+    ids=str,
+)
+def test_a_container_that_starts_something_else_than_its_image_is_rolled_back(
+    pretended: PretendedHost, after_up: dict[str, Any], cause: str
+) -> None:
+    pretended.set(after_up={STAGING_ID: after_up})
+    assert pretended.promote().verdict == (3, cause)
+    assert pretended.production == [PROD_ID]
+
+
+@pytest.mark.parametrize(
+    ("says", "after_up"),
+    [
+        ({"command": ["sh"]}, {"command": ["sh"]}),
+        ({"entrypoint": ["sh"]}, {"entrypoint": ["sh"], "command": None}),
+        ({"user": "0"}, {"user": "0"}),
+        ({"volumes": [{"type": "bind", "source": "/srv", "target": "/data"}]}, {"mounts": ["/volume", "/data"]}),
+        ({"secrets": [{"source": "key"}]}, {"mounts": ["/run/secrets/key"]}),
+        ({"configs": [{"source": "a", "target": "/etc/a"}]}, {"mounts": ["/etc/a"]}),
+    ],
+    ids=str,
+)
+def test_what_the_host_s_compose_file_says_otherwise_is_right(
+    pretended: PretendedHost, says: dict[str, object], after_up: dict[str, Any]
+) -> None:
+    pretended.service("shop", **says)
+    pretended.set(after_up={STAGING_ID: after_up})
+    outcome = pretended.promote()
+    assert outcome.verdict == (0, "promoted"), outcome.stderr
+
+
 def test_an_image_that_never_gets_healthy_is_rolled_back(pretended: PretendedHost) -> None:
     pretended.set(answer_of={STAGING_ID: "500"})
     outcome = pretended.promote(HEALTH_TIMEOUT="0.3")
