@@ -3190,10 +3190,8 @@ open_journal() {
 # Close it where production is known to be what it should be: KIND.
 close_journal() {
   [[ -n "${JOURNALED}" ]] || return 0
-  case "$1:${MODE}:${PHASE}" in
-    done:* | rolled-back:*) ;;
-    *:--recover:* | broken:*) return 0 ;;
-    *:before) ;;
+  case "$1:${PHASE}" in
+    done:* | rolled-back:* | *:before) ;;
     *) return 0 ;;
   esac
   { rm -f -- "${JOURNAL_FILE}" "${JOURNAL_FILE}.draft" && sync -- "${STATE}"; } 2>/dev/null && return 0
@@ -3584,14 +3582,14 @@ recover_in_child() {
 recover_production() {
   step recover "reading ${JOURNAL_FILE}"
   read_journal
-  JOURNALED=1
   take_journal
-  say "run ${JOURNAL[run]} was interrupted while ${PROD_SERVICE} went from ${PREVIOUS_ID:-nothing} to ${IMAGE_ID}"
-  PIN_FILE=$(readlink -m -- "${COMPOSE_DIR}/.env")
-  rm -f -- "${PIN_FILE}.imagefresh-${JOURNAL[run]}" 2>/dev/null || :
   trap '' HUP INT TERM PIPE USR1
   PHASE='rolling-back'
   FAILURE="interrupted:run ${JOURNAL[run]} was interrupted"
+  JOURNALED=1
+  say "run ${JOURNAL[run]} was interrupted while ${PROD_SERVICE} went from ${PREVIOUS_ID:-nothing} to ${IMAGE_ID}"
+  PIN_FILE=$(readlink -m -- "${COMPOSE_DIR}/.env")
+  rm -f -- "${PIN_FILE}.imagefresh-${JOURNAL[run]}" 2>/dev/null || :
   resolve_compose
   read_image "${PROD_IMAGE}"
   if [[ "${SEEN_ID}" == "${IMAGE_ID}" || (-n "${PROD_PIN}" && "${SERVICE_IMAGE[${PROD_SERVICE}]-}" == "${IMAGE_ID}") ]]; then

@@ -653,4 +653,104 @@ GUARDS = [
         "        if not report:\n",
         ("tests/test_observed_engine.py", "-k", "another_container"),
     ),
+    Guard(
+        "production is built by nobody",
+        HOOK,
+        """  [[ -z "${SERVICE_BUILD[${PROD_SERVICE}]-}" ]] ||
+    refuse production-builds""",
+        """  : ||
+    refuse production-builds""",
+        ("tests/hook/test_rollback.py", "-k", "could_replace"),
+    ),
+    Guard(
+        "production is pulled by nobody",
+        HOOK,
+        """  [[ "${pull}" == never ]] ||""",
+        """  : ||""",
+        ("tests/hook/test_rollback.py", "-k", "could_replace"),
+    ),
+    Guard(
+        "a previous image is kept from pruning",
+        HOOK,
+        """  list_preserved
+  remove_keepers "${PREVIOUS_ID}"
+""",
+        """  return 0
+""",
+        ("tests/hook/test_rollback.py", "-k", "comes_back"),
+    ),
+    Guard(
+        "nothing with a name is removed",
+        HOOK,
+        """[[ "${STATUS}" != 0 || "${REPLY}" != '0 0' ]] ||""",
+        """[[ "${STATUS}" != 0 ]] ||""",
+        ("tests/hook/test_rollback.py", "-k", "has_a_name"),
+    ),
+    Guard(
+        "what was regretted is no previous image",
+        HOOK,
+        """ && "${left}" != restored) ]]""",
+        """) ]]""",
+        ("tests/hook/test_rollback.py", "-k", "rolling_back_twice"),
+    ),
+    Guard(
+        "production is compared by what it starts",
+        HOOK,
+        """    [[ "${said}" == *" ${names[index]} "* ||""",
+        """    true || [[ "${said}" == *" ${names[index]} "* ||""",
+        ("tests/hook/test_decision.py", "-k", "starts_something_else"),
+    ),
+    Guard(
+        "production is compared by its mounts",
+        HOOK,
+        """  REPLY=''
+  for name in "$@" "${named[@]}"; do""",
+        """  REPLY=${path}
+  for name in "$@" "${named[@]}"; do""",
+        ("tests/hook/test_decision.py", "-k", "starts_something_else"),
+    ),
+    Guard(
+        "the journal is open before anything changes",
+        HOOK,
+        """  open_journal "$1"
+  [[ -z "${PROD_PIN}" ]] || draft_pin""",
+        """  [[ -z "${PROD_PIN}" ]] || draft_pin""",
+        ("tests/hook/test_recovery.py", "-k", "undone_and_told"),
+    ),
+    Guard(
+        "an interrupted promotion is recovered first",
+        HOOK,
+        """  # shellcheck disable=SC2310 # a question that does not rely on errexit
+  is_journal_open || return 0
+  say 'a change""",
+        """  return 0
+  say 'a change""",
+        ("tests/hook/test_recovery.py", "-k", "recovers_first"),
+    ),
+    Guard(
+        "nothing is verified while production changes",
+        HOOK,
+        """  refuse_open_journal
+  decide
+""",
+        """  decide
+""",
+        ("tests/hook/test_recovery.py", "-k", "recovers_first"),
+    ),
+    Guard(
+        "a journal is believed only where it is one",
+        HOOK,
+        """ && "${line#*=}" =~ ^(${REPLY})$ && -z""",
+        """ && -z""",
+        ("tests/hook/test_recovery.py", "-k", "journal_that_is_none"),
+    ),
+    Guard(
+        "a journal stays open where production needs a person",
+        HOOK,
+        """    done:* | rolled-back:* | *:before) ;;
+""",
+        """    *) ;;
+""",
+        ("tests/hook/test_recovery.py", "-k", "cannot_be_recovered"),
+    ),
 ]
