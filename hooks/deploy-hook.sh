@@ -3203,11 +3203,14 @@ is_journal_open() {
   [[ -e "${JOURNAL_FILE}" || -L "${JOURNAL_FILE}" ]]
 }
 
+cannot_read_state() {
+  cannot_tell state-unsafe "${STATE}: expected to see whether a change was interrupted, observed another user's folder" \
+    "run the hook as its owner"
+}
+
 # A decision about a production that is between two images would be worth nothing.
 refuse_open_journal() {
-  [[ ! -d "${STATE}" || -x "${STATE}" ]] ||
-    cannot_tell state-unsafe "${STATE}: expected to see whether a promotion was interrupted, observed another user's folder" \
-      "run the hook as its owner"
+  [[ ! -d "${STATE}" || -x "${STATE}" ]] || cannot_read_state
   # shellcheck disable=SC2310 # a question that does not rely on errexit
   ! is_journal_open ||
     refuse promotion-open "${JOURNAL_FILE}: expected no change of production under way, observed one" \
@@ -3218,7 +3221,8 @@ refuse_open_journal() {
 read_journal() {
   local line key expected=0
   JOURNAL=()
-  [[ -f "${JOURNAL_FILE}" && ! -L "${JOURNAL_FILE}" && -O "${JOURNAL_FILE}" ]] || distrust_journal 'no file of this user'
+  [[ -f "${JOURNAL_FILE}" && ! -L "${JOURNAL_FILE}" ]] || distrust_journal 'no file'
+  [[ -r "${JOURNAL_FILE}" ]] || cannot_read_state
   while IFS= read -r line; do
     key=${line%%=*}
     journal_pattern "${key}"
@@ -3547,9 +3551,7 @@ recover() {
 }
 
 end_without_journal() {
-  [[ ! -d "${STATE}" || -x "${STATE}" ]] ||
-    cannot_tell state-unsafe "${STATE}: expected to see whether a promotion was interrupted, observed another user's folder" \
-      "run the hook as its owner"
+  [[ ! -d "${STATE}" || -x "${STATE}" ]] || cannot_read_state
   # shellcheck disable=SC2310 # a question that does not rely on errexit
   is_journal_open || conclude 'done' nothing-open 'no change of production was interrupted'
 }
@@ -3581,6 +3583,7 @@ recover_in_child() {
 # Take over the change that the journal tells of. Past its commit point it is finished, before that it is undone.
 recover_production() {
   step recover "reading ${JOURNAL_FILE}"
+  [[ -O "${JOURNAL_FILE}" ]] || distrust_journal 'the file of another user'
   read_journal
   take_journal
   trap '' HUP INT TERM PIPE USR1
