@@ -3385,6 +3385,7 @@ compare_start() {
 observed ${container[index]}" "look for another compose call at the same time"
   done
   for path in "${container[@]:3}"; do
+    [[ -n "${path}" ]] || continue # the end of the list
     find_mount "${path}" "${image[@]:3}"
     [[ -n "${REPLY}" ]] ||
       refuse container-mounts "container ${CONTAINER_ID:0:12}: expected no mounts but those of image and compose file, \
