@@ -227,9 +227,8 @@ def inspect_container(state: State, argv: list[str]) -> int:
         return fail(f"Error: No such container: {argv[-1]}")
     if "{{json .Cmd}}" in option(argv, "--format")[0]:
         told = {"entrypoint": None, "command": ["run"], "user": "", "mounts": [], **found[0]}
-        print(
-            *(json.dumps(told[key]) for key in ("entrypoint", "command", "user")), *told["mounts"], sep="\n", end="\n\n"
-        )
+        lines = [*(json.dumps(told[key]) for key in ("entrypoint", "command", "user")), *told["mounts"]]
+        print(*lines, sep="\n", end="\n\n")
         return 0
     one = {"status": "running", "exit": 0, "started": "2026-01-02T03:04:05Z", "restarts": 0, "network": "n", **found[0]}
     ports = "".join(f"{'|'.join(port)} " for port in one["ports"])
