@@ -35,7 +35,7 @@ test: lint ## lint, then every test; starts a private engine where there is none
 	$(PYTEST) -m "docker and not fault and not crash" -n 3
 
 faults: venv ## every fault that must never pass, injected for real, local and over ssh; a table in .faults/
-	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server
+	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server logrotate=logrotate
 	scripts/engine.sh up
 	scripts/base-image.sh
 	$(PYTEST) tests/faults tests/e2e -m fault -n 2

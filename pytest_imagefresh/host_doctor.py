@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pytest_imagefresh import shipped
 from pytest_imagefresh.adapters.hook import POLICY_FOLDER
 from pytest_imagefresh.adapters.installation import HostFiles
-from pytest_imagefresh.core.contract import VERSION
-from pytest_imagefresh.core.errors import ConfigError
+from pytest_imagefresh.core.contract import VERSION, history_variables, status_variables
+from pytest_imagefresh.core.errors import ConfigError, EvidenceError, Refused
+from pytest_imagefresh.core.evidence import HookReport
 from pytest_imagefresh.core.installation import (
     NO,
+    OK,
+    UNKNOWN,
     Answer,
     Text,
     check_folders,
     check_output,
     check_path,
     check_policy,
+    check_report,
     check_same_hook,
     check_signers,
     constants_of,
@@ -35,6 +39,9 @@ def examine_host(run: TargetRun) -> Iterator[Answer]:
     settings = run.settings.host
     if settings.hook == "bundled":
         raise ConfigError('host.hook is "bundled", so that nothing is installed; name the installed hook')
+    if settings.restricted:
+        yield from _examine_by_hook(run)
+        return
     files = HostFiles(run.run.host, timeout=run.settings.timeouts.inspect)
     installed = files.read(settings.hook)
     constants = constants_of(installed.text)
@@ -45,8 +52,38 @@ def examine_host(run: TargetRun) -> Iterator[Answer]:
     signed = "verdict" in policy.get("REQUIRE", "").split()
     if signed:
         yield from _examine_signers(files, policy.get("ALLOWED_SIGNERS", ""))
-    yield from _examine_state(files, settings.repo_path, signed=signed)
+    yield from _examine_state(files, settings.repo_path, signed=signed, pinned=bool(run.target.prod.pin))
     yield from _examine_tools(files, constants, signed=signed)
+
+
+def _examine_by_hook(run: TargetRun) -> Iterator[Answer]:
+    """Say what a key can find out that reaches the hook only, and what it cannot."""
+    status = status_variables(run.target, run.settings, run_id=run.run.run_id)
+    history = history_variables(run.target, run.settings, run_id=run.run.run_id, limit=1)
+    yield _ask("contract", "--contract", VERSION, lambda: _contract(run))
+    yield _ask("policy, compose folder and engine", "--status", "an answer", lambda: run.operate("--status", status))
+    yield _ask("history", "--history", "an answer", lambda: run.operate("--history", history))
+    yield _ask("decisions", "--self-test", "to be what they must be", run.self_test)
+    yield Answer(
+        "owners and modes",
+        "of hook, policy, signers and state",
+        "as docs/install-host.md has them",
+        "out of reach, since this key may ask the hook only; run this on the host itself",
+        UNKNOWN,
+    )
+
+
+def _contract(run: TargetRun) -> None:
+    run.run.hook.check_contract()
+
+
+def _ask(subject: str, mode: str, expected: str, call: Callable[[], HookReport | None]) -> Answer:
+    """Let a mode of the hook answer; one that brings no report has answered well where nothing raises."""
+    try:
+        report = call()
+    except (Refused, EvidenceError) as error:
+        return Answer(subject, mode, expected, str(error), NO if isinstance(error, Refused) else UNKNOWN)
+    return check_report(subject, mode, expected, report) if report else Answer(subject, mode, expected, expected, OK)
 
 
 def _examine_hook(files: HostFiles, path: str, installed: Text) -> Iterator[Answer]:
@@ -86,7 +123,7 @@ def _examine_signers(files: HostFiles, path: str) -> Iterator[Answer]:
     yield check_signers(path, files.read(path))
 
 
-def _examine_state(files: HostFiles, compose: str, *, signed: bool) -> Iterator[Answer]:
+def _examine_state(files: HostFiles, compose: str, *, signed: bool, pinned: bool) -> Iterator[Answer]:
     """The state folder belongs to the user that the hook runs as: the one of this connection."""
     who, _ = files.run(["id", "-u"])
     uid = int(who.text) if who.text.strip().isdecimal() else -1
@@ -97,6 +134,9 @@ def _examine_state(files: HostFiles, compose: str, *, signed: bool) -> Iterator[
     history = files.stat(f"{state}/history")
     if history.kind or history.problem:
         yield check_path("history", history, kind=_FILE, uid=uid, mode=0o600)
+    pin = files.stat(f"{compose}/.env")
+    if pinned and uid != 0 and (pin.kind or pin.problem):
+        yield check_path("pin file", pin, kind=_FILE, uid=uid)
 
 
 def _examine_tools(files: HostFiles, constants: dict[str, str], *, signed: bool) -> Iterator[Answer]:

@@ -12,7 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pytest_imagefresh.core.evidence import HookReport
+
 OK, NO, UNKNOWN = "ok", "no", "unknown"
+
+FORBIDDEN = "mode-forbidden"
+"""The cause with which the hook turns away a key that is bound to other modes."""
 
 POLICY_KEYS = ("PROD_IMAGE", "PROD_SERVICE", "PROD_PORT", "COMPOSE_DIR", "REQUIRE")
 """What every policy says."""
@@ -119,6 +124,12 @@ def check_output(subject: str, looked_at: str, expected: str, pattern: str, obse
         return Answer(subject, looked_at, expected, observed.problem, NO if absent else UNKNOWN)
     text = observed.text.strip()
     return Answer(subject, looked_at, expected, text[:80] or "nothing", _word(re.fullmatch(pattern, text) is not None))
+
+
+def check_report(subject: str, mode: str, expected: str, report: HookReport) -> Answer:
+    """Expect a mode of the hook to end well. One that the key may not ask for has said nothing about the host."""
+    word = UNKNOWN if report.cause == FORBIDDEN else _word(report.ok)
+    return Answer(subject, mode, expected, report.reason, word)
 
 
 def parse_policy(text: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_imagefresh.core.evidence import HookReport
 from pytest_imagefresh.core.installation import (
     NO,
     OK,
@@ -17,6 +18,7 @@ from pytest_imagefresh.core.installation import (
     check_output,
     check_path,
     check_policy,
+    check_report,
     check_same_hook,
     check_signers,
     constants_of,
@@ -161,3 +163,19 @@ def test_a_command_must_print_what_is_expected(observed: Text, absent: bool, wor
 )
 def test_only_an_examination_that_found_everything_well_ends_with_0(words: list[str], status: int) -> None:
     assert exit_status([Answer("", "", "", "", word) for word in words]) == status
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({}, OK),
+        ({"ok": False, "kind": "refused", "cause": "policy-missing"}, NO),
+        ({"ok": False, "kind": "usage", "cause": "mode-forbidden"}, UNKNOWN),
+    ],
+    ids=str,
+)
+def test_a_mode_that_ends_well_is_ok_and_one_that_the_key_may_not_ask_for_is_unknown(
+    change: dict[str, object], word: str
+) -> None:
+    report = HookReport("--status", 0, ok=True, kind="done", cause="status", reason="production runs")
+    assert check_report("engine", "--status", "an answer", replace(report, **change)).word == word  # type: ignore[arg-type]

@@ -190,7 +190,12 @@ class Pipeline:
 
     def imagefresh(self, *argv: str) -> Ended:
         """Run the command line."""
-        return self.run(str(Path(sys.executable).with_name("imagefresh")), *argv)
+        return self.run(*self.imagefresh_command(*argv))
+
+    @staticmethod
+    def imagefresh_command(*argv: str) -> list[str]:
+        """Return the command line as argv, as `imagefresh` runs it."""
+        return [str(Path(sys.executable).with_name("imagefresh")), *argv]
 
     def api(self, function: str, *arguments: str) -> object:
         """Return what a function of the Python API answers in this folder."""
@@ -274,7 +279,7 @@ class Pipeline:
         return [*tags, *(tag for tag in scratch if tag.partition(":")[2].startswith(runs))]
 
     def _containers(self) -> list[str]:
-        """Return containers of this copy's images that no service owns: what a build left."""
+        """Return containers of this copy's images that neither a service nor a kept image owns: what a build left."""
         ours = f"label=imagefresh.test.copy={self.copy.project}"
         rows = self.copy.engine.docker(
             "container",
@@ -283,7 +288,7 @@ class Pipeline:
             "--filter",
             ours,
             "--format",
-            '{{.Names}} {{.Label "com.docker.compose.service"}}',
+            '{{.Names}} {{.Label "com.docker.compose.service"}}{{.Label "imagefresh.production"}}',
         )
         return [row for row in rows.splitlines() if len(row.split()) < 2]
 
