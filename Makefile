@@ -52,9 +52,9 @@ mutants: venv ## each guard taken out in a copy of the tree: the tests must noti
 	scripts/base-image.sh
 	$(PYTHON) -m tests.faults.mutants
 
-fuzz: venv ## the hook's variables, requests and policies: 102,000 generated ones, none of which may do anything
+fuzz: venv ## the hook's variables, requests, policies and whole calls: 103,500 generated ones, none of which may do anything
 	scripts/need.sh git=git
-	FUZZ_INPUTS=34000 $(PYTEST) --timeout=3600 tests/hook/test_fuzz.py -n 3
+	FUZZ_INPUTS=34000 FUZZ_CALLS=500 $(PYTEST) --timeout=3600 tests/hook/test_fuzz.py -n 3
 
 bench: venv ## a gate against the bare commands, a rerun, an unused plugin; a table, and JSON in .bench/
 	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server

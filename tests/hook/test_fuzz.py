@@ -1,6 +1,7 @@
 """Generated requests, variables and policies: never a crash, a command, or a yes; always an end in time.
 
-One process of bash tries many, each in a subshell of its own. `make fuzz` tries 100,000, `make test` some of them.
+One process of bash tries many, each in a subshell of its own; others are whole calls of an installed hook, on a host
+whose policy requires a verdict that nobody has. `make fuzz` tries more than 100,000, `make test` some of them.
 """
 
 from __future__ import annotations
@@ -9,19 +10,23 @@ import base64
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.hook.harness import REVISION, RUN_ID, SCRIPT, STAGING_ID, STATUS_OF_KIND
+from tests.hook.harness import PROD_ID, REVISION, RUN_ID, SCRIPT, STAGING_ID, STATUS_OF_KIND, Outcome, PretendedHost
 
 pytestmark = pytest.mark.root  # a policy is root's
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "300"))
 """How many inputs of each kind."""
+
+CALLS = int(os.environ.get("FUZZ_CALLS", "20"))
+"""How many whole calls of each kind."""
 
 BATCH = 500
 SECONDS = 240.0
@@ -40,6 +45,9 @@ TRAPS = [
     *("", " ", "0", "-1", "08", "1e9", "0x10", "99999999999999999999", "é", "\udce9", "a" * 5000, "=", "==", "a=b"),
 ]
 """What bash, printf, a path, a number or a pattern could take for more than a text. `{0}` is a file that none makes."""
+
+EXECUTING = 13
+"""How many of these, the first ones, are commands."""
 
 GOOD = {
     "REPO": "shop",
@@ -145,13 +153,16 @@ def tried(kind: str, folder: Path, inputs: list[bytes]) -> list[dict[str, object
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def generated(strategy: st.SearchStrategy[bytes], count: int) -> list[bytes]:
+_Made = TypeVar("_Made")
+
+
+def generated(strategy: st.SearchStrategy[_Made], count: int) -> list[_Made]:
     """Return what hypothesis makes of a strategy."""
-    made: list[bytes] = []
+    made: list[_Made] = []
 
     @settings(max_examples=count, phases=[Phase.generate], database=None, suppress_health_check=list(HealthCheck))
     @given(strategy)
-    def collect(each: bytes) -> None:
+    def collect(each: _Made) -> None:
         made.append(each)
 
     collect()
@@ -178,3 +189,107 @@ def test_whatever_comes_it_is_a_no_and_nothing_is_run(kind: str, tmp_path: Path)
         assert wrong[:1] == []
         assert not canary.exists()
         assert {path.name for path in tmp_path.iterdir()} == {"policies", "hook.sh", "inputs"}
+
+
+# --- whole calls ------------------------------------------------------------------------------------------------------
+
+POISON = {
+    "BASH_ENV": "{0}.sh",
+    "ENV": "{0}.sh",
+    "BASH_FUNC_docker%%": "() { touch {0}; }",
+    "BASH_FUNC_printf%%": "() { touch {0}; }",
+    "SHELLOPTS": "xtrace",
+    "PS4": "$(touch {0})",
+    "IFS": "-",
+    "POSIXLY_CORRECT": "1",
+    "LD_PRELOAD": "/nowhere.so",
+    "PATH": "/nowhere",
+    "POLICY_DIR": "/nowhere",
+    "DOCKER_HOST": "unix:///nowhere.sock",
+    "EUID": "x[$(touch {0})]",
+    "SIGNERS_UID": "x[$(touch {0})]",
+    "PHASE": "swapping",
+    "REHEARSAL": "1",
+    "FACT": "verified",
+}
+"""What a caller could hope to have a say with beside the variables of the contract."""
+
+poison = st.dictionaries(st.sampled_from(list(POISON)), st.none(), max_size=4).map(
+    lambda some: {n: POISON[n] for n in some}
+)
+
+
+PLAUSIBLE = {
+    "REPO": ["shop2", "Shop"],
+    "RUN_ID": ["99990102T030405Z-89abcdef"],
+    "HEALTH_PATH": ["/", "/$(x)", "/a?b=c&d"],
+    "SETTLE": ["0.000001"],
+    "SOURCE_IMAGE": [STAGING_ID, PROD_ID, PROD_ID[:19], "shop-shop", "missing:latest", "imagefresh-run:x"],
+    "EXPECTED_REVISION": ["2" * 40, "", "*", REVISION[:12]],
+    "EXPECTED_IMAGE_ID": [PROD_ID, "", "*", STAGING_ID[:19]],
+    "VERDICT": ["", GOOD["VERDICT"], base64.b64encode(b'{"_type":"https://in-toto.io/Statement/v1"}\n').decode()],
+    "PROD_IMAGE": ["shop-shop-staging", "docker.io/library/shop-shop:latest", "other"],
+    "PROD_SERVICE": ["shop-staging", "db", "other"],
+    "PROD_PORT": ["43101", "1", "65535"],
+    "PROD_PROFILE": ["staging", ""],
+    "PROD_PIN": ["", "OTHER", "PATH", "IFS", "FACT"],
+    "LEASE": ["1" * 64, ""],
+    "GIT_SHA": ["2" * 40, REVISION[:12]],
+    "BUILD_CONTEXT": ["-", "/", "/etc", "."],
+    "BUILD_ARGS": [base64.b64encode(b"A=$(touch {0})\0").decode(), "QQ=="],
+    "TARGET_IMAGE": ["shop-shop", "imagefresh-run:x"],
+    "TARGET_SERVICE": ["shop", "db"],
+    "TARGET_PORT": ["43100"],
+}
+"""Values that get past the grammar, or nearly, and are wrong."""
+
+
+def spoilt(good: Mapping[str, str]) -> st.SearchStrategy[dict[str, str]]:
+    """Variables of which some are something else, or missing."""
+    wrong = [(name, text) for name, texts_ in PLAUSIBLE.items() for text in texts_ if name in (*good, *GOOD)]
+    plausible = st.lists(st.sampled_from(wrong), min_size=1, max_size=3)
+    values = st.one_of(st.none(), st.sampled_from(TRAPS[:EXECUTING]), texts)
+    odd = st.lists(st.tuples(st.sampled_from(list(good)), values), max_size=1)
+    changes = st.builds(lambda some, more: {**dict(some), **dict(more)}, plausible, st.one_of(st.just([]), odd))
+    return changes.map(lambda some: {name: text for name, text in {**good, **some}.items() if text is not None})
+
+
+def whole_calls(kind: str, host: PretendedHost) -> st.SearchStrategy[tuple[list[str], dict[str, str]]]:
+    """Arguments and environment of a call. None of them brings a verdict, and the commit is one that no clone has."""
+    promotion, staging = host.promotion_variables(), {**host.staging_variables(), "GIT_SHA": "1" * 40}
+    if kind != "--ssh":
+        return st.tuples(st.just([kind]), st.builds(lambda some, more: {**more, **some}, spoilt(promotion), poison))
+    modes = {"--verify": promotion, "--promote": promotion, "--build-staging": staging, "--lease": promotion}
+    words = st.sampled_from(list(modes)).flatmap(
+        lambda mode: spoilt(modes[mode]).map(lambda each: " ".join([mode, *(f"{name}={each[name]}" for name in each)]))
+    )
+    request = st.builds(
+        "{0}{1}".format, words, st.sampled_from(["", "", "", "", " ", "\n", " REPO=shop", "; touch {0}"])
+    )
+    argv = st.sampled_from(["gate", "promote"]).map(lambda word: ["--ssh", "--target", "shop", "--allow", word])
+    return st.tuples(argv, st.builds(lambda text, more: {**more, "SSH_ORIGINAL_COMMAND": text}, request, poison))
+
+
+@pytest.mark.parametrize("kind", ["--verify", "--promote", "--ssh"])
+def test_no_whole_call_is_a_yes_or_changes_anything(kind: str, pretended: PretendedHost, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    (tmp_path / "canary.sh").write_text(f"touch {canary}\n")
+    pretended.policy(REPOS_DIR=str(pretended.clone.path.parent))
+    seen = set()
+    for argv, variables in generated(whole_calls(kind, pretended), CALLS):
+        pairs = [(raw(name), raw(text.replace("{0}", str(canary)))) for name, text in variables.items()]
+        env = {name: text.replace(b"\0", b"") for name, text in pairs}
+        command = [str(pretended.hook.path), *argv]
+        done = subprocess.run(command, env=env, input=b"", capture_output=True, check=False, timeout=SECONDS)
+        if done.stdout.startswith(b'{"lease"'):  # granted, and given back since nobody speaks
+            done.stdout = done.stdout.partition(b"\n")[2]
+        outcome = Outcome.of(done)
+        assert outcome.status in (1, 2, 11), (env, outcome)
+        assert outcome.cause != "internal", (env, outcome)
+        assert pretended.changes() == [], env
+        assert not canary.exists(), env
+        assert list(pretended.hook.temp_dir.iterdir()) == []
+        pretended.set(calls=[])
+        seen.add(outcome.status)
+    assert seen >= {1, 2}
+    assert {path.name for path in pretended.compose_dir.iterdir()} <= {"compose.yaml", ".imagefresh"}
