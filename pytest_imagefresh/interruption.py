@@ -39,8 +39,8 @@ class Signals:
         if first:
             raise Terminated(signal.Signals(number).name)
 
-    def handle(self, config: pytest.Config) -> None:
-        """Turn SIGTERM and SIGHUP into Terminated, and hear of SIGINT, until the session is unconfigured.
+    def handle(self, at_the_end: Callable[[Callable[[], None]], object]) -> None:
+        """Turn SIGTERM and SIGHUP into Terminated, and hear of SIGINT, until what `at_the_end` is given is called.
 
         Only where the process would otherwise die at once and orphan what it started, or Python's own handler is in
         place: one of someone else's, or a signal that is ignored (nohup), stays. Outside of the main thread Python
@@ -52,7 +52,7 @@ class Signals:
             before = signal.getsignal(number)
             if before in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, self)
-                config.add_cleanup(functools.partial(self._restore, number, before))
+                at_the_end(functools.partial(self._restore, number, before))
 
     def _restore(self, number: signal.Signals, before: _Before) -> None:
         if signal.getsignal(number) is self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from argparse import Namespace
@@ -54,7 +55,7 @@ def start(config: pytest.Config, asked: Namespace) -> GateSession:
     config.pluginmanager.register(session, "imagefresh-session")
     config.pluginmanager.register(Witness(), "imagefresh-witness")
     config.pluginmanager.register(session.interruption, "imagefresh-interruption")
-    session.interruption.signals.handle(config)
+    session.interruption.signals.handle(config.add_cleanup)
     config.pluginmanager.register(fixtures, "imagefresh-fixtures")
     return session
 
@@ -330,17 +331,28 @@ class GateSession:
         return final
 
     def _issue(self) -> int:
-        """Issue verdicts, where they are signed, and the records of a complete gate: for all targets, or for none."""
+        """Issue verdicts, where they are signed, and the records of a complete gate: for all targets, or for none.
+
+        pytest hears no signals any more: one that comes until this has ended leaves neither a record nor a pass.
+        """
         status = 1
-        try:
-            status = self._issue_verdicts() or self._keep_records(0, complete=True)
-        finally:
-            if status:
-                for target in self.targets:
-                    records.remove_verdict(self.evidence(target))
-                # One record that could not be written takes back those that were.
-                self._keep_records(status, complete=False)
-        return status
+        with contextlib.ExitStack() as deaf:
+            self.interruption.signals.handle(deaf.callback)
+            try:
+                status = self._issue_verdicts() or self._keep_records(0, complete=True)
+            except KeyboardInterrupt:
+                self._say("INTERRUPTED: the gate passed and was not recorded: nothing can be promoted; run it again")
+                status = pytest.ExitCode.INTERRUPTED
+            finally:
+                if status:
+                    self._take_back(status)
+        return int(status)
+
+    def _take_back(self, status: int) -> None:
+        """Leave no verdict and no complete record: one that could not be written takes back those that were."""
+        for target in self.targets:
+            records.remove_verdict(self.evidence(target))
+        self._keep_records(status, complete=False)
 
     def _issue_verdicts(self) -> int:
         signing = self.configuration.settings.signing

@@ -203,7 +203,7 @@ def test_handlers_are_installed_only_where_the_signal_would_kill_and_are_taken_b
         "    signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "    config = Config()\n"
         "    signals = Signals()\n"
-        "    signals.handle(config)\n"
+        "    signals.handle(config.add_cleanup)\n"
         "    assert signal.getsignal(signal.SIGTERM) is signals\n"
         "    assert signal.getsignal(signal.SIGINT) is signals\n"
         "    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN\n"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pytest_imagefresh.adapters.signing import check_signature
 from pytest_imagefresh.core.statement import parse_statement
-from tests.gate_folder import GateFolder
+from tests.gate_folder import Ended, GateFolder
 from tests.hook.verdicts import make_key
 from tests.support import ROOT
 
@@ -105,3 +107,57 @@ def test_a_key_that_cannot_sign_is_told_before_the_gate_begins(signing_folder: G
     ended = signing_folder.gate(faults=["requires-verdict"])
     assert ended.status == 4, ended
     assert ended.says("imagefresh: signing")
+
+
+WHILE_IT_IS_SIGNED = """#!/bin/sh
+ls {folder}/.imagefresh/shop/*/shop/chain.json >/dev/null 2>&1 && kill -TERM "$PPID" && exec sleep 60
+exec {keygen} "$@"
+"""
+"""An ssh-keygen that ends whoever calls it once the gate has passed."""
+
+BEFORE_THE_RECORD = """
+import os, signal
+from pytest_imagefresh.adapters import records
+
+original = records.write_text
+
+
+def write_text(folder, name, text):
+    path = original(folder, name, text)
+    if name == "test-result.json":
+        os.kill(os.getpid(), signal.{signal})
+    return path
+
+
+records.write_text = write_text
+"""
+"""A plugin that ends its own process once all files of the verdict are there."""
+
+
+def assert_interrupted(ended: Ended, folder: GateFolder) -> None:
+    assert ended.status == 2, ended
+    assert ended.says("^INTERRUPTED: the gate passed and was not recorded: nothing can be promoted"), ended
+    assert "Traceback" not in ended.output
+    assert files(folder) == {}
+    assert not complete(folder)
+    assert not (folder.path / "gate.xml").exists()
+
+
+def test_a_session_that_is_ended_while_its_verdict_is_signed_leaves_none(
+    signing_folder: GateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = signing_folder.path / "bin" / "ssh-keygen"
+    program.parent.mkdir()
+    program.write_text(WHILE_IT_IS_SIGNED.format(folder=signing_folder.path, keygen=shutil.which("ssh-keygen")))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    assert_interrupted(signing_folder.gate("--junitxml=gate.xml", faults=["requires-verdict"]), signing_folder)
+
+
+@pytest.mark.parametrize(("number", "options"), [("SIGTERM", ()), ("SIGINT", ()), ("SIGHUP", XDIST)])
+def test_a_session_that_is_ended_before_its_record_takes_the_verdict_back(
+    signing_folder: GateFolder, number: str, options: tuple[str, ...]
+) -> None:
+    (signing_folder.path / "ended.py").write_text(BEFORE_THE_RECORD.format(signal=number))
+    argv = ("--junitxml=gate.xml", "-p", "ended", *options)
+    assert_interrupted(signing_folder.gate(*argv, faults=["requires-verdict"]), signing_folder)
