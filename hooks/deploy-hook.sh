@@ -116,6 +116,7 @@ wait'
 
 readonly HEX40='[0-9a-f]{40}' HEX64='[0-9a-f]{64}'
 readonly IMAGE_ID_PATTERN='sha256:[0-9a-f]{64}'
+readonly REPO_PATTERN='[A-Za-z0-9][A-Za-z0-9._-]{0,99}'
 readonly NAME_PATTERN='[A-Za-z0-9][A-Za-z0-9_.-]{0,127}'
 readonly SECONDS_PATTERN='[0-9]{1,6}(\.[0-9]{1,6})?'
 # Source: the grammar of references in distribution/reference, without digests.
@@ -746,7 +747,7 @@ read_common_variables() {
     : "${REPO=recover}"
     [[ -n "${RUN_ID+set}" ]] || make_run_id
   fi
-  need REPO '[A-Za-z0-9][A-Za-z0-9._-]{0,99}' 'the name of a repo: letters, digits, . _ -'
+  need REPO "${REPO_PATTERN}" 'the name of a repo: letters, digits, . _ -'
   [[ "${REPO}" != *..* && "${REPO}" != *.git ]] || malformed REPO "a name without '..' and without '.git' at the end"
   need RUN_ID "${RUN_ID_PATTERN}" 'YYYYMMDDThhmmssZ-xxxxxxxx'
   need COMPOSE_DIR '/[^[:cntrl:]]*' "the absolute path of the compose file's folder"
@@ -945,6 +946,7 @@ fits_policy() {
   case "$1" in
     PROD_IMAGE) pattern=${REFERENCE_PATTERN} ;;
     PROD_SERVICE) pattern=${NAME_PATTERN} ;;
+    REPO) pattern=${REPO_PATTERN} ;;
     PROD_PORT) pattern='[1-9][0-9]{0,4}' ;;
     COMPOSE_DIR | REPOS_DIR | ALLOWED_SIGNERS | REVOKED_KEYS) pattern='/[ -~]+' ;;
     REQUIRE) pattern="${word}( ${word}){0,2}" ;;
@@ -1007,6 +1009,9 @@ find_policy() {
     refuse policy-unclaimed "production: expected a policy in ${POLICY_DIR} for ${asked[*]}, observed none" \
       "write one, or name the production that is meant"
   take_policy "${found}"
+  [[ "${REPO}" == "${POLICY[REPO]-${REPO}}" ]] ||
+    refuse policy-mismatch "REPO: expected ${POLICY[REPO]}, as policy ${found} says, observed ${REPO}" \
+      "name the repo of this production"
 }
 
 # Leave in POLICY the policy of one target, by its name: for a key that is bound to it. NAME
@@ -1154,7 +1159,8 @@ assign() {
   esac
 }
 
-# The policy says what production and its compose folder are, and where clones lie. The caller may only say the same.
+# The policy says what production and its compose folder are, of which repo, and where clones lie. The caller may only say
+# the same.
 bind_to_policy() {
   local given top real
   canonical "${POLICY[PROD_IMAGE]}"
@@ -1166,6 +1172,10 @@ bind_to_policy() {
   require_bound COMPOSE_DIR "${COMPOSE_DIR-${POLICY[COMPOSE_DIR]}}" "${POLICY[COMPOSE_DIR]}"
   PROD_IMAGE=${POLICY[PROD_IMAGE]} PROD_SERVICE=${POLICY[PROD_SERVICE]} PROD_PORT=${POLICY[PROD_PORT]}
   COMPOSE_DIR=${POLICY[COMPOSE_DIR]}
+  if [[ -n "${POLICY[REPO]-}" ]]; then
+    require_bound REPO "${REPO-${POLICY[REPO]}}" "${POLICY[REPO]}"
+    REPO=${POLICY[REPO]}
+  fi
   [[ -n "${BUILD_CONTEXT+set}" && "${BUILD_CONTEXT}" != - ]] || return 0
   top=$(readlink -m -- "${POLICY[REPOS_DIR]-}") || top=''
   real=$(readlink -m -- "${BUILD_CONTEXT}") || real=''
@@ -4177,6 +4187,7 @@ find_box() {
     REPLY=${CONTAINER_ID}
     return 0
   fi
+  require_staged "${OBSERVE_IMAGE}"
   BOX="imagefresh-content-${WORK##*.}"
   change "${QUICK}" docker container create --name "${BOX}" --label "imagefresh.content=${RUN_ID}" --network none \
     "${OBSERVE_IMAGE}" never-started
@@ -4185,6 +4196,20 @@ find_box() {
     blame image-missing "image ${OBSERVE_IMAGE}: expected a container to read it, observed: ${REPLY}" "build it again"
   fi
   REPLY=${BOX}
+}
+
+# Of no other image are files told than of the one that staging runs, or that its service names: IMAGE_ID
+require_staged() {
+  local id
+  find_staging
+  read_image "${SERVICE_IMAGE[${TARGET_SERVICE}]}"
+  [[ "${SEEN_ID}" != "$1" ]] || return 0
+  for id in "${FOUND[@]}"; do
+    read_container "${id}"
+    [[ "${SEEN[image]-}" != "$1" ]] || return 0
+  done
+  refuse image-not-staged \
+    "OBSERVE_IMAGE: expected the image that service ${TARGET_SERVICE} runs or names, observed $1" 'stage it first'
 }
 
 # What the engine says of each path: its own description in base64, or nothing where there is nothing.

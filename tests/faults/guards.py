@@ -640,6 +640,27 @@ GUARDS = [
         (*SSH_TESTS, "another_policy_claims"),
     ),
     Guard(
+        "a bound key's repo is the policy's",
+        HOOK,
+        '    require_bound REPO "${REPO-${POLICY[REPO]}}" "${POLICY[REPO]}"\n',
+        "",
+        (*SSH_TESTS, "speaks_for_the_repo"),
+    ),
+    Guard(
+        "files of no other image than staging's are told",
+        HOOK,
+        '  require_staged "${OBSERVE_IMAGE}"\n',
+        "",
+        ("tests/hook/test_observe.py", "-k", "no_other_image"),
+    ),
+    Guard(
+        "a signal while the verdict is issued leaves none",
+        "pytest_imagefresh/session.py",
+        "            self.interruption.signals.handle(deaf.callback)\n",
+        "",
+        ("tests/plugin/test_verdicts.py", "-k", "while_its_verdict"),
+    ),
+    Guard(
         "a pause behind a bound key ends by itself",
         HOOK,
         'sleep "$3" &\n',

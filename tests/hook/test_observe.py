@@ -91,6 +91,19 @@ def test_files_come_out_of_the_image_and_nothing_stays(running: RealHost) -> Non
     assert running.engine.docker("ps", "--all", "--quiet", "--filter", "label=imagefresh.content") == ""
 
 
+def test_files_of_no_other_image_are_told(running: RealHost) -> None:
+    """Of what staging runs, and of what its service names, and of nothing else: production's image least of all."""
+    staged, production = running.image_of(running.copy.staging_image), running.image_of(running.copy.prod_image)
+    for words in ("places", "archive"):
+        outcome = asked(running, words, OBSERVE_IMAGE=production, OBSERVE_PATHS=encode_list(["/app/src"]))
+        assert outcome.verdict == (1, "image-not-staged")
+    assert running.engine.docker("ps", "--all", "--quiet", "--filter", "label=imagefresh.content") == ""
+    running.engine.docker("tag", production, running.copy.staging_image)
+    for image in (staged, production):
+        found = observed(running, "places", OBSERVE_IMAGE=image, OBSERVE_PATHS=encode_list(["/app"]))
+        assert found["places"] != b'[""]'
+
+
 def test_a_paused_container_is_silent_and_runs_again(running: RealHost) -> None:
     before = running.container(running.copy.staging_container, ".State.StartedAt")
     silence = json.loads(observed(running, "silence")["silence"])

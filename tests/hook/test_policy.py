@@ -117,6 +117,7 @@ def test_two_policies_for_two_targets(pretended: PretendedHost) -> None:
         "MAX_AGE=$(id)",
         "MAX_AGE=5; touch /tmp/x",
         "BREAK_GLASS=maybe",
+        "REPO=../shop",
         "REPOS_DIR=relative",
         "export MAX_AGE=5",
         "a sentence",
@@ -221,6 +222,16 @@ def test_staging_is_nothing_that_a_policy_claims_as_production(
     pretended.policy("other", **NO_VERDICT, **changes)
     assert pretended.staging().verdict == (1, "staging-is-claimed")
     assert pretended.changes() == []
+
+
+def test_a_production_belongs_to_the_repo_that_the_policy_names(pretended: PretendedHost) -> None:
+    pretended.policy(**NO_VERDICT, REPO="other")
+    for outcome in (pretended.verify(), pretended.promote()):
+        assert outcome.verdict == (1, "policy-mismatch")
+        assert outcome.reason.startswith("REPO: expected other, ")
+    assert pretended.calls == []
+    pretended.policy(**NO_VERDICT, REPO="shop")
+    assert pretended.verify().verdict == (0, "verified")
 
 
 def test_a_clone_lies_where_the_policy_says(pretended: PretendedHost) -> None:

@@ -348,6 +348,17 @@ def test_what_the_caller_leaves_out_is_the_policys(bound: BoundHost) -> None:
     assert bound.asked(request).verdict == (0, "verified")
 
 
+def test_a_key_speaks_for_the_repo_of_its_policy_alone(bound: BoundHost) -> None:
+    bound.bind(REPO="shop")
+    for mode, variables in (("--verify", bound.promotion_variables()), ("--build-staging", bound.staging_variables())):
+        outcome = bound.asked(words(mode, {**variables, "REPO": "shop2"}))
+        assert (outcome.verdict, "REPO: expected shop" in outcome.reason) == ((1, "policy-mismatch"), True)
+    assert bound.calls == []
+    assert bound.ask("--contract").stdout == b"1\n"
+    unsaid = changed(bound.promotion_variables(), {"REPO": None})
+    assert bound.asked(words("--verify", unsaid)).verdict == (0, "verified")
+
+
 @pytest.mark.parametrize("context", ["/", "/etc", "{top}", "{top}/../{last}x", "{top}/../..", "{top}x", "relative", ""])
 def test_a_clone_lies_where_the_policy_says(bound: BoundHost, context: str) -> None:
     top = bound.clone.path.parent
