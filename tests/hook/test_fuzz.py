@@ -71,6 +71,7 @@ POLICY = {
     "PROD_SERVICE": "shop",
     "PROD_PORT": "8500",
     "COMPOSE_DIR": "/srv/shop",
+    "REPO": "shop",
     "REQUIRE": "revision image_id verdict",
     "ALLOWED_SIGNERS": "/etc/imagefresh/allowed_signers",
     "MAX_AGE": "60",
@@ -126,7 +127,7 @@ PROGRAMS = {
         printf '{"kind":"asked"}\\n' >&3""",
     "policies": """
         base64 -d <<<"${LINE}" >"${POLICY_DIR}/shop.conf"
-        PROD_IMAGE=shop-shop PROD_SERVICE=shop PROD_PORT=8500 COMPOSE_DIR=/srv/shop MODE=--verify
+        REPO=shop PROD_IMAGE=shop-shop PROD_SERVICE=shop PROD_PORT=8500 COMPOSE_DIR=/srv/shop MODE=--verify
         find_policy
         printf '{"kind":"claimed"}\\n' >&3""",
 }
