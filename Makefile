@@ -29,7 +29,7 @@ lint: venv ## ruff (check and format), mypy --strict, shellcheck, shfmt
 
 test: lint ## lint, then every test; starts a private engine where there is none
 	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 sshd=openssh-server busybox=busybox-static
-	$(PYTEST) -m "not docker and not plain and not crash" -n 3
+	$(PYTEST) -m "not docker and not plain and not fault and not crash" -n 3
 	scripts/engine.sh up
 	scripts/base-image.sh
 	$(PYTEST) -m "docker and not fault and not crash" -n 3
@@ -38,7 +38,7 @@ faults: venv ## every fault that must never pass, injected for real, local and o
 	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server logrotate=logrotate
 	scripts/engine.sh up
 	scripts/base-image.sh
-	$(PYTEST) tests/faults tests/e2e -m fault -n 2
+	$(PYTEST) tests/faults tests/e2e tests/hook -m fault -n 2
 
 crash: venv ## promotions killed, disturbed and cut short at every command; a table in .crash/
 	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables

@@ -47,6 +47,7 @@ def add_files(pipeline: Pipeline) -> None:
     (pipeline.copy.compose_dir / "code").write_text("no secret")
 
 
+@pytest.mark.fault
 def test_whatever_compose_replaces_is_refused_unless_it_is_listed(staged: Pipeline) -> None:
     for name, (service, reason) in REPLACED.items():
         staged.override(service, **TOP_LEVEL)
@@ -80,6 +81,7 @@ def test_what_the_settings_list_may_be_otherwise(staged: Pipeline) -> None:
     assert gate.status == 1, gate.output
 
 
+@pytest.mark.fault
 def test_a_volume_of_the_image_is_fine_until_another_container_has_filled_it(pipeline: Pipeline) -> None:
     copy = pipeline.copy
     dockerfile = (copy.worktree / "Dockerfile").read_text()
@@ -138,6 +140,7 @@ def execute(pipeline: Pipeline, script: str) -> None:
     copy.engine.docker("exec", "--user", "0", copy.staging_container, "sh", "-c", script)
 
 
+@pytest.mark.fault
 def test_a_hot_fixed_container_is_refused_by_the_name_of_the_file(staged: Pipeline) -> None:
     staged.configure(targets={"orchestrator": DECLARED})
     for name, (script, reason) in FIXES.items():

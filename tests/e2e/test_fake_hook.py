@@ -105,6 +105,7 @@ def test_a_perfect_report_of_what_already_ran_proves_nothing(stale: Pipeline) ->
     assert (stale.staging, stale.prod) == (before, before)
 
 
+@pytest.mark.fault
 def test_a_new_container_of_the_stale_image_proves_nothing(stale: Pipeline) -> None:
     before, perfect = stale.staging, perfect_claims(stale)
     copy = stale.copy
@@ -129,6 +130,7 @@ def test_a_new_container_of_the_stale_image_proves_nothing(stale: Pipeline) -> N
     ],
     ids=str,
 )
+@pytest.mark.fault
 def test_silence_and_nonsense_are_no_evidence(
     pipeline: Pipeline, fake: dict[str, object], status: int, reason: str
 ) -> None:
@@ -139,6 +141,7 @@ def test_silence_and_nonsense_are_no_evidence(
     assert (pipeline.staging, pipeline.prod) == ("", "")
 
 
+@pytest.mark.fault
 def test_a_hook_that_always_refuses_fails_the_gate(stale: Pipeline) -> None:
     before = stale.staging
     install_fake(stale, {"ok": False, "kind": "refused", "cause": "revision-mismatch"}, status=1)
@@ -149,6 +152,7 @@ def test_a_hook_that_always_refuses_fails_the_gate(stale: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("command", ["true", "cat", "echo 1"])
+@pytest.mark.fault
 def test_a_host_that_answers_everything_with_success_proves_nothing(make_pipeline: MakePipeline, command: str) -> None:
     pipeline = make_pipeline("ssh")
     assert pipeline.sshd is not None

@@ -68,10 +68,12 @@ def test_a_stale_staging_image_is_refused(serving: RealHost) -> None:
 
 
 @pytest.mark.parametrize("expected", ["", "*", "abc1234"])
+@pytest.mark.fault
 def test_a_value_that_is_no_revision_is_refused(serving: RealHost, expected: str) -> None:
     both_refuse(serving, "revision-malformed" if expected else "revision-empty", EXPECTED_REVISION=expected)
 
 
+@pytest.mark.fault
 def test_an_image_without_a_label_is_refused(serving: RealHost, tmp_path: Path) -> None:
     image = f"{serving.copy.project}-unlabelled"
     lines = [f"FROM {serving.engine.base_image}", f"LABEL {COPY_LABEL}={serving.copy.project}", ""]
@@ -95,12 +97,14 @@ def test_an_image_that_was_pruned_is_refused(serving: RealHost) -> None:
     both_refuse(serving, "image-missing", SOURCE_IMAGE=tested)
 
 
+@pytest.mark.fault
 def test_a_compose_file_that_pins_another_image_is_refused(serving: RealHost) -> None:
     path = serving.copy.compose_dir / "compose.yaml"
     path.write_text(path.read_text().replace(PINNED, "other:1"))
     both_refuse(serving, "pin-unused")
 
 
+@pytest.mark.fault
 def test_a_port_of_a_stranger_is_refused(serving: RealHost) -> None:
     copy = serving.copy
     serving.engine.docker("stop", copy.prod_container)
@@ -122,6 +126,7 @@ def break_staging(host: RealHost, command: str) -> str:
     "command", ["exit 1", SILENT, "python3 -m orchestrator & sleep 1; exit 1"], ids=["dies", "silent", "crashes"]
 )
 @pytest.mark.parametrize("pinned", [True, False], ids=["pinned", "override"])
+@pytest.mark.fault
 def test_an_unhealthy_image_is_rolled_back(serving: RealHost, command: str, pinned: bool) -> None:
     copy = serving.copy
     if not pinned:
@@ -168,6 +173,7 @@ def test_a_first_promotion_that_fails_leaves_nothing_running(real: RealHost) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.fault
 def test_signals_to_the_whole_group_during_the_swap_do_not_stop_it(serving: RealHost, number: signal.Signals) -> None:
     copy = serving.copy
     old, new = serving.image_of(copy.prod_image), serving.image_of(copy.staging_image)

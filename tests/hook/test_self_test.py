@@ -130,6 +130,7 @@ def test_the_scratch_images_bear_names_of_their_own(pretended: PretendedHost) ->
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.fault
 def test_a_hook_without_one_of_its_guards_does_not_pass(pretended: PretendedHost, mutant: str) -> None:
     before, after, reason = MUTANTS[mutant]
     images = pretended.state["images"]
@@ -217,6 +218,7 @@ def test_verdicts_are_tried_with_keys_of_its_own(signed: Signed) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("mutant", VERDICT_MUTANTS)
+@pytest.mark.fault
 def test_a_hook_without_one_of_its_guards_of_verdicts_does_not_pass(signed: Signed, mutant: str) -> None:
     before, after, reason = VERDICT_MUTANTS[mutant]
     mutate(signed.host, before, after)
