@@ -1224,13 +1224,17 @@ require_tools() {
   CHILD_ENV=("PATH=${SAFE_PATH}" "HOME=${HOME}" LC_ALL=C COMPOSE_REMOVE_ORPHANS=false COMPOSE_IGNORE_ORPHANS=true)
 }
 
+# Podman says that it is another engine whenever it is asked. What it is shows in the log drivers, in the same answer.
 require_engine() {
-  ask "${QUICK}" docker info --format '{{.ID}}'
-  if [[ "${STATUS}" != 0 || ! "${REPLY}" =~ ^[A-Za-z0-9:_-]+$ ]]; then
+  ask "${QUICK}" docker info --format '{{.ID}} {{.Plugins.Log}}'
+  if [[ "${STATUS}" != 0 || ! "${REPLY}" =~ ^([A-Za-z0-9:_-]+)' ['([^]]*)']'$ ]]; then
     error_line
     cannot_tell engine-down "the engine at ${ENGINE}: expected an answer, observed: ${REPLY}" "start it and try again"
   fi
-  ENGINE_ID=${REPLY}
+  [[ " ${BASH_REMATCH[2]} " != *' k8s-file '* ]] ||
+    refuse engine-unsupported "the engine at ${ENGINE}: expected a Docker engine, observed podman, which has no ID of its own" \
+      "use dockerd 20.10 or later"
+  ENGINE_ID=${BASH_REMATCH[1]}
 }
 
 # A docker command said no: CAUSE OBSERVED ADVICE. Is that an answer, or is the engine gone?
@@ -2178,13 +2182,10 @@ find_context() {
 # Leave 1 in REPLY where this host has BuildKit, 0 where only the classic builder is left; METADATA says where buildx
 # writes down what it made.
 choose_builder() {
-  local versions builder=1
+  local builder=1
   METADATA=''
-  ask "${QUICK}" docker version --format '{{.Client.Version}} {{range .Server.Components}}{{.Name}} {{end}}'
-  versions=${REPLY}
-  if [[ "${versions}" == *Podman* ]]; then # its socket speaks the classic builder's language only
-    builder=0
-  elif [[ "${versions}" =~ ^(1[0-9]|2[0-2])\. ]]; then
+  ask "${QUICK}" docker version --format '{{.Client.Version}}'
+  if [[ "${REPLY}" =~ ^(1[0-9]|2[0-2])\. ]]; then
     # This client's own BuildKit tells no manifest digest, which is the image ID of the containerd image store.
     ask "${QUICK}" docker info --format '{{.DriverStatus}}'
     [[ "${REPLY}" != *io.containerd.snapshotter* ]] || builder=0

@@ -19,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "orchestrator"
+SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PUBLIC_BASE = "python:3.12-slim"
 COPY_LABEL = "imagefresh.test.copy"
 """Borne by every image, failed build and container of one copy of the example service."""
@@ -39,6 +40,12 @@ def clean_environment(**more: str) -> dict[str, str]:
     """Return an environment that holds only PATH (this Python's own folder first), HOME and what is given."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return {"PATH": path, "HOME": os.environ.get("HOME", "/root"), **more}
+
+
+def safe_path() -> str:
+    """Return the SAFE_PATH of an installed hook: the system's folders, and first the one of these tests' own docker."""
+    docker = shutil.which("docker")
+    return SAFE_PATH if docker is None else f"{Path(docker).parent}:{SAFE_PATH}"
 
 
 def run(
@@ -341,29 +348,35 @@ class Orchestrator:
 
     def remove(self) -> None:
         """Remove every container, network and image of this copy. Raises RuntimeError where something stays."""
-        for _attempt in range(2):
-            for kind, ids in self.leftovers().items():
+        before: dict[str, list[str]] = {}
+        # The images of a build's steps go one after the other, where the engine shows them at all.
+        while (left := self.leftovers()) != before:
+            before = left
+            for kind, ids in left.items():
                 if ids:
                     self.engine.run(kind, "rm", *(["--force"] if kind != "network" else []), *ids, check=False)
-        left = {kind: ids for kind, ids in self.leftovers().items() if ids}
-        if left:
-            raise RuntimeError(f"{self.project}: expected nothing left on the engine, observed {left}")
+        found = {kind: ids for kind, ids in left.items() if ids}
+        if found:
+            raise RuntimeError(f"{self.project}: expected nothing left on the engine, observed {found}")
 
     def leftovers(self) -> dict[str, list[str]]:
         """Return the IDs of this copy's containers, networks and images, in the order in which they can be removed."""
         copy, project = f"label={COPY_LABEL}={self.project}", f"label=com.docker.compose.project={self.project}"
-        revisions = [f"label=org.opencontainers.image.revision={each}" for each in self._commits]
-        images = self._ids("image", copy, *revisions, f"reference={self.project}-*", f"reference={self.project}-*:*")
+        revisions = [[f"label=org.opencontainers.image.revision={each}"] for each in self._commits]
+        images = self._ids(
+            "image", [copy], *revisions, [f"reference={self.project}-*"], [f"reference={self.project}-*:*"]
+        )
+        # Of several ancestors the engine wants one.
         users = [f"ancestor={each}" for each in images]
-        containers = self._ids("container", copy, project, f"name=^/{self.project}-", *users)
-        networks = self._ids("network", project)
+        containers = self._ids("container", [copy], [project], [f"name=^/{self.project}-"], users)
+        networks = self._ids("network", [project])
         return {"container": sorted(containers), "network": sorted(networks), "image": sorted(images)}
 
-    def _ids(self, kind: str, *filters: str) -> set[str]:
-        """Return the IDs that match any of the filters: the engine itself would want labels to match all at once."""
-        every = ["--all"] if kind == "container" else []
-        found = [self.engine.docker(kind, "ls", "--quiet", "--no-trunc", *every, "--filter", each) for each in filters]
-        return set("\n".join(found).split())
+    def _ids(self, kind: str, *choices: list[str]) -> set[str]:
+        """Return the IDs that match all filters of any choice: the engine itself would want all labels at once."""
+        listing = [kind, "ls", "--quiet", "--no-trunc", *(["--all"] if kind != "network" else [])]
+        queries = [[word for each in filters for word in ("--filter", each)] for filters in choices if filters]
+        return set("\n".join(self.engine.docker(*listing, *query) for query in queries).split())
 
 
 def merged(base: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:

@@ -17,7 +17,7 @@ from pytest_imagefresh.core.chain import Link
 from pytest_imagefresh.core.contract import render_hook
 from tests.gate_folder import Ended
 from tests.sshd import Sshd
-from tests.support import ROOT, Orchestrator, ask, clean_environment, merged, run, to_toml
+from tests.support import ROOT, Orchestrator, ask, clean_environment, merged, run, safe_path, to_toml
 
 HOOK = ROOT / "hooks" / "deploy-hook.sh"
 FAST = {"settle": 0, "timeouts": {"inspect": 20, "build": 120, "health": 10, "check": 20}}
@@ -62,6 +62,7 @@ class Pipeline:
         `engine` is another address of it, `unix:///...`.
         """
         constants = {
+            "SAFE_PATH": safe_path(),
             "ENGINE": engine or self.copy.engine.docker_host,
             "DOCKER_CONFIG_DIR": self.copy.engine.docker_config,
             "TEMP_DIR": str(self._hook_temporary),
@@ -183,6 +184,11 @@ class Pipeline:
         newest = max(self.folder.glob(".imagefresh/*/*/*/chain.txt"), key=lambda path: path.stat().st_mtime)
         rows = [line for line in newest.read_text().splitlines() if line.startswith(f"{link.value} ")]
         return rows[0].removeprefix(link.value).strip()
+
+    def build_log(self) -> str:
+        """Return what the builder said in the newest run."""
+        logs = self.folder.glob(".imagefresh/*/*/*/build.log")
+        return max(logs, key=lambda path: path.stat().st_mtime).read_text()
 
     def promote(self, *options: str) -> Ended:
         """Promote what the newest complete gate of the branch's commit proved."""

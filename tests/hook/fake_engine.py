@@ -69,8 +69,8 @@ def answer(state: State, tool: str, argv: list[str]) -> int:
         return build(state, argv)
     if words[0] == "import":
         return import_image(state, argv)
-    status = state["driver_status"] if "{{.DriverStatus}}" in argv else state["engine_id"]
-    simple = {"info": status, "version": f"{state['client']} {state['server']}"}
+    status = state["driver_status"] if "{{.DriverStatus}}" in argv else f"{state['engine_id']} {state['log_drivers']}"
+    simple = {"info": status, "version": state["client"]}
     if words[0] in simple:
         print(simple[words[0]])
         return 0

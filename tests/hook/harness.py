@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_imagefresh.core.contract import encode_list, render_hook
-from tests.support import GIT_IDENTITY, Orchestrator, clean_environment
+from tests.support import GIT_IDENTITY, Orchestrator, clean_environment, safe_path
 
 SCRIPT = Path(__file__).resolve().parents[2] / "hooks" / "deploy-hook.sh"
-SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 RUN_ID = "20260102T030405Z-89abcdef"
 KEYS = {
     "mode",
@@ -126,7 +125,7 @@ def install(
     constants = {
         "ENGINE": engine,
         "DOCKER_CONFIG_DIR": docker_config,
-        "SAFE_PATH": SAFE_PATH if tools is None else f"{tools}:{SAFE_PATH}",
+        "SAFE_PATH": safe_path() if tools is None else f"{tools}:{safe_path()}",
         "TEMP_DIR": str(temp_dir),
         "POLICY_DIR": str(folder / "policies"),
     }
@@ -335,9 +334,9 @@ def _pretended_state(context: Path) -> dict[str, object]:
         "calls": [],
         "faults": [],
         "engine_id": "ENGINE:ONE",
+        "log_drivers": "[awslogs journald json-file local syslog]",
         "client": "28.2.2",
         "buildx": False,
-        "server": "Engine containerd runc",
         "driver_status": "[[Backing Filesystem extfs]]",
         "images": {"shop-shop-staging:latest": STAGING_ID, "shop-shop:latest": PROD_ID},
         # The JSON text of the revision label by image ID, "" for none.

@@ -26,10 +26,8 @@ def build_call(host: PretendedHost) -> tuple[str, str]:
         ({"client": "28.2.2", "buildx": False}, "0", False),
         ({"client": "20.10.24+dfsg1"}, "1", False),
         ({"client": "20.10.24", "driver_status": "[[driver-type io.containerd.snapshotter.v1]]"}, "0", False),
-        ({"client": "28.2.2", "buildx": True, "server": "Podman Engine Conmon Engine"}, "0", False),
-        ({"client": "20.10.24", "server": "Podman Engine Conmon Engine"}, "0", False),
     ],
-    ids=["buildx", "no buildx", "old client", "old client, containerd store", "podman", "old client, podman"],
+    ids=["buildx", "no buildx", "old client", "old client, containerd store"],
 )
 def test_the_builder_is_one_whose_answer_can_be_compared(
     pretended: PretendedHost, host: dict[str, object], buildkit: str, told: bool
@@ -55,6 +53,23 @@ def nested(made: str) -> dict[str, object]:
 def in_a_text(made: str) -> dict[str, object]:
     text = f'\n  "containerimage.digest": "{made}",\n'
     return {"buildx": True, "told": OTHER, "metadata": {"x": text}}
+
+
+@pytest.mark.parametrize("mode", ["staging", "verify", "promote"])
+def test_podman_is_refused_since_no_two_of_its_answers_have_the_same_engine_id(
+    pretended: PretendedHost, mode: str
+) -> None:
+    pretended.set(log_drivers="[k8s-file none passthrough journald]")
+    outcome = getattr(pretended, mode)()
+    assert outcome.verdict == (1, "engine-unsupported")
+    assert "observed podman" in outcome.line["reason"]
+    assert {" ".join(call["argv"][:2]) for call in pretended.state["calls"]} == {"docker info"}
+
+
+@pytest.mark.parametrize("drivers", ["", "<no value>", "[json-file"])
+def test_an_engine_that_does_not_say_what_it_is_could_not_be_found_out(pretended: PretendedHost, drivers: str) -> None:
+    pretended.set(log_drivers=drivers)
+    assert pretended.staging().verdict == (11, "engine-down")
 
 
 @pytest.mark.parametrize(

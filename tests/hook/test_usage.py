@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from pytest_imagefresh.core.contract import encode_list
-from tests.hook.harness import RUN_ID, SAFE_PATH, SCRIPT, Hook, Outcome, PretendedHost, changed, image_id, install
+from tests.hook.harness import RUN_ID, SCRIPT, Hook, Outcome, PretendedHost, changed, image_id, install
+from tests.support import safe_path
 
 FOREVER = "a" * 5000
 EVERY_MODE = ["REPO", "RUN_ID", "COMPOSE_DIR"]
@@ -522,6 +523,6 @@ def test_a_host_without_a_tool_is_no_decision(pretended: PretendedHost, tmp_path
     for tool in ["bash", "sed", "mktemp", "rm", "mkdir"]:
         (tools / tool).symlink_to(f"/bin/{tool}")
     text = pretended.hook.path.read_text()
-    assert f"{pretended.tools}:{SAFE_PATH}" in text
-    pretended.hook.path.write_text(text.replace(f"{pretended.tools}:{SAFE_PATH}", str(tools)))
+    assert f"{pretended.tools}:{safe_path()}" in text
+    pretended.hook.path.write_text(text.replace(f"{pretended.tools}:{safe_path()}", str(tools)))
     assert pretended.verify().verdict == (11, "tool-missing")
