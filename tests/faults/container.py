@@ -9,7 +9,7 @@ from tests.e2e.pipeline import wait_until
 from tests.faults.fault import BOTH, SSH, Section, passes, refused, unknown
 from tests.faults.scene import Scene
 from tests.gate_folder import Ended
-from tests.support import foreign_server
+from tests.support import Ports, foreign_server
 
 SECTION = Section("The container and the port")
 fault = SECTION.fault
@@ -223,6 +223,35 @@ def answers_elsewhere(scene: Scene) -> None:
 @fault("the compose file publishes another port", refused("expected it to publish port", staging="nothing"))
 def another_port(scene: Scene) -> None:
     scene.edit_compose("127.0.0.1:${STAGING_PORT:-8501}:8000", "127.0.0.1::8000")
+
+
+# --- the host's network ----------------------------------------------------------------------------------------------
+
+
+def use_host_network(scene: Scene, port: int) -> None:
+    """Let staging listen on a port of the host itself."""
+    scene.edit_compose('    ports:\n      - "127.0.0.1:${STAGING_PORT:-8501}:8000"\n', "")
+    scene.override_staging(f"network_mode: host\nenvironment: {{PORT: '{port}'}}")
+
+
+@fault("staging uses the host's network", passes(), hosts=BOTH)
+def host_network(scene: Scene) -> None:
+    use_host_network(scene, scene.copy.staging_port)
+
+
+@fault(
+    "staging uses the host's network, and a foreign process owns its port",
+    refused("somebody else answers on port [0-9]+ at 127.0.0.1: a byte came while container", staging="nothing"),
+    deployed=False,
+)
+def foreign_process_on_host_network(scene: Scene) -> Ended:
+    # The service itself listens elsewhere, so that it stays up.
+    ports = Ports()
+    scene.later(ports.release)
+    use_host_network(scene, ports.claim())
+    scene.configure_staging(check_command=["true"])
+    with foreign_server("127.0.0.1", scene.copy.staging_port):
+        return scene.gate()
 
 
 # --- dying, late, unhealthy -------------------------------------------------------------------------------------------

@@ -97,6 +97,13 @@ GUARDS = [
     ),
     # -- the build and the image
     Guard(
+        "a file that changed has a time of its own",
+        HOOK,
+        '  git_in "${INDEX}" read-tree --reset -u "${WHOLE_TREE}"\n',
+        '  git_in "${INDEX}" read-tree --reset -u "${WHOLE_TREE}"\n  find "${EXPORT}" -type f -exec touch -d @1 {} +\n',
+        (fault("BuildKit knows a file of the same name, size and time"),),
+    ),
+    Guard(
         "a build reaches nothing of the host",
         "pytest_imagefresh/core/build.py",
         "    if value is None or (key in _REACHING",
@@ -116,6 +123,20 @@ GUARDS = [
         ' --label "${LABEL}=${GIT_SHA}")',
         ")",
         (fault("the base image bears the label of another commit"),),
+    ),
+    Guard(
+        "an engine without an ID of its own is refused",
+        HOOK,
+        "!= *' k8s-file '* ]] ||",
+        "!= *' k8s-file '* ]] || true ||",
+        ("tests/hook/test_builders.py",),
+    ),
+    Guard(
+        "the built image is the one that the builder names",
+        HOOK,
+        '[[ -n "${SEEN_ID}" && "${SEEN_ID}" == "${built}" ]] ||',
+        '[[ -n "${SEEN_ID}" ]] ||',
+        ("tests/hook/test_builders.py", "-k", "did_not_name"),
     ),
     Guard(
         "the promoted image is the validated one, by ID",

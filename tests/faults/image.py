@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from pathlib import Path
 
 from tests.faults.fault import BOTH, Section, not_promoted, passes, refused, unknown
 from tests.faults.scene import NEWS, Scene
@@ -191,6 +194,51 @@ def edited_by_dockerfile(scene: Scene) -> None:
 def added_by_dockerfile(scene: Scene) -> None:
     declare_content(scene)
     scene.replace("Dockerfile", CMD, f"USER 0\nRUN touch /app/src/added.py\nUSER 65534\n{CMD}")
+
+
+# --- BuildKit's memory ------------------------------------------------------------------------------------------------
+
+BUILDKIT_CLIENT = Path("/usr/bin/docker")
+"""The client of the engine's own package: up to version 22 it has BuildKit built in."""
+BUILDKIT_LINE = re.compile(r"^#[0-9]+ \[", re.MULTILINE)
+
+
+def use_buildkit(scene: Scene) -> None:
+    """Let the hook have a docker client that builds with BuildKit, on whatever engine."""
+    if scene.copy.engine.run("buildx", "version", check=False).returncode != 0:
+        tools = scene.pipeline.folder.parent / "tools"
+        tools.mkdir()
+        (tools / "docker").symlink_to(BUILDKIT_CLIENT)
+        scene.replace_in_hook("readonly SAFE_PATH='", f"readonly SAFE_PATH='{tools}:")
+
+
+@fault("BuildKit knows a file of the same name, size and time", passes())
+def stale_copy(scene: Scene) -> Ended:
+    use_buildkit(scene)
+    ended = gate_with_equal_times(scene)
+    assert BUILDKIT_LINE.search(scene.pipeline.build_log()), scene.pipeline.build_log()
+    return ended
+
+
+def gate_with_equal_times(scene: Scene) -> Ended:
+    """Gate commits whose one file differs in its bytes alone: staging must have those of the commit each time."""
+    kept = scene.copy.compose_dir / ".imagefresh/.checkout/orchestrator/orchestrator-staging/tree" / NEWS
+    scene.commit({NEWS: "the first"})
+    ended = gate_and_read_news(scene, "the first")
+    first = kept.stat()
+    for news in ("the other", "the first", "the third"):
+        # Somebody makes the kept file look like the one that the builder knows.
+        os.utime(kept, ns=(first.st_atime_ns, first.st_mtime_ns))
+        scene.commit({NEWS: news})
+        ended = gate_and_read_news(scene, news)
+    return ended
+
+
+def gate_and_read_news(scene: Scene, expected: str) -> Ended:
+    ended = scene.gate()
+    assert ended.status == 0, ended.output
+    assert scene.copy.engine.run("exec", scene.copy.staging_container, "cat", f"/app/{NEWS}").stdout == expected
+    return ended
 
 
 # --- what reaches out of the commit -----------------------------------------------------------------------------------

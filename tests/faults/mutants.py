@@ -24,7 +24,7 @@ SECONDS = 600
 LEFT_OUT = shutil.ignore_patterns(
     ".git",
     ".venv",
-    ".engine",
+    ".engine*",
     ".demo",
     ".faults",
     ".crash",
