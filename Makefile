@@ -9,7 +9,7 @@ STAMP := $(VENV)/.stamp
 PYTEST := $(PYTHON) -m pytest --timeout=300
 SHELL_SCRIPTS = $(wildcard scripts/*.sh hooks/*.sh hooks/lib/*.sh) .ci/run
 
-.PHONY: help venv lint test faults crash mutants fuzz bench matrix demo clean
+.PHONY: help venv lint test faults crash mutants engines fuzz bench matrix demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do printf '  make %-7s %s\n' "$$name" "$$what"; done
@@ -32,7 +32,7 @@ test: lint ## lint, then every test; starts a private engine where there is none
 	$(PYTEST) -m "not docker and not plain and not fault and not crash" -n 3
 	scripts/engine.sh up
 	scripts/base-image.sh
-	$(PYTEST) -m "docker and not fault and not crash" -n 3
+	$(PYTEST) -m "docker and not fault and not crash and not engines" -n 3
 
 faults: venv ## every fault that must never pass, injected for real, local and over ssh; a table in .faults/
 	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server logrotate=logrotate
@@ -51,6 +51,11 @@ mutants: venv ## each guard taken out in a copy of the tree: the tests must noti
 	scripts/engine.sh up
 	scripts/base-image.sh
 	$(PYTHON) -m tests.faults.mutants
+
+engines: venv ## a gate and a promotion on other engines and builders (Debian 12, root); a table, and JSON in .engines/
+	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables
+	scripts/engine.sh up
+	$(PYTHON) -m tests.engines
 
 fuzz: venv ## the hook's variables, requests, policies and whole calls: 103,500 generated ones, none of which may do anything
 	scripts/need.sh git=git
@@ -73,6 +78,7 @@ demo: venv ## a gate, a promotion and a refusal on real parts
 
 clean: ## end the engine that was started here and remove everything that was made
 	scripts/base-image.sh remove
+	scripts/engines.sh down
 	scripts/engine.sh down
-	rm -rf .venv .engine .demo .faults .crash .bench .imagefresh .cache dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .engine .engines .demo .faults .crash .bench .imagefresh .cache dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

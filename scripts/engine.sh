@@ -7,14 +7,15 @@
 #   env     print the export lines of that engine, for eval
 #
 # The private engine needs root. ENGINE_FLAGS holds extra flags for its dockerd, separated by blanks; ENGINE_SOCKET is
-# where an engine is looked for without DOCKER_HOST (default unix:///var/run/docker.sock).
+# where an engine is looked for without DOCKER_HOST (default unix:///var/run/docker.sock); ENGINE_STATE is the folder of
+# the private engine (default .engine/).
 # shellcheck disable=SC2310  # functions called in a condition are questions; none of them relies on errexit
 set -Eeuo pipefail
 shopt -s inherit_errexit
 export LC_ALL=C PATH="${PATH}:/usr/local/sbin:/usr/sbin:/sbin"
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-state="${root}/.engine"
+state="${ENGINE_STATE:-${root}/.engine}"
 readonly root state
 readonly default_socket="${ENGINE_SOCKET:-unix:///var/run/docker.sock}"
 readonly ready_seconds=60 stop_seconds=60

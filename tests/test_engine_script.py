@@ -129,6 +129,20 @@ def test_from_nothing_to_an_engine_and_back(project: Project) -> None:
 
 @pytest.mark.docker
 @pytest.mark.root
+def test_another_folder_is_another_engine(project: Project) -> None:
+    before = project.traces()
+    folder = project.folder / "other"
+    project.engine("up", ENGINE_STATE=str(folder))
+    assert project.engine("status", ENGINE_STATE=str(folder)).stdout == f"unix://{folder}/docker.sock answers\n"
+    assert project.engine("status", check=False).returncode == 1
+    project.engine("down", ENGINE_STATE=str(folder))
+    assert not folder.exists()
+    assert processes_below(folder) == []
+    assert project.traces() == before
+
+
+@pytest.mark.docker
+@pytest.mark.root
 def test_env_is_four_export_lines(project: Project) -> None:
     project.engine("up")
     lines = project.engine("env").stdout.splitlines()
