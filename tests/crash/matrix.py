@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,7 @@ class Matrix:
         """Production answers with one of the two images, everything says the same, and nothing is left behind."""
         (image,) = self.running()
         assert image in (self.old, self.new)
-        assert ask(self.copy.prod_port, "/version")["revision"] == self.revisions[image]
+        assert self.answer()["revision"] == self.revisions[image]
         assert self.host.image_of(self.copy.prod_image) == image
         if self.pinned:
             assert f"{self.copy.pin}={image}\n" in self.copy.env_file.read_text()
@@ -171,6 +172,17 @@ class Matrix:
         if image == self.new:
             assert other in self.kept()
         self.assert_undisturbed()
+
+    def answer(self) -> dict[str, object]:
+        """What production answers, as soon as it does: a stranger may just have started it anew."""
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return ask(self.copy.prod_port, "/version")
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     def assert_undisturbed(self) -> None:
         """A stranger's plain `up` restarts nothing where a pin says what runs; else it finds the same image."""
