@@ -3407,7 +3407,7 @@ forget_older() {
 # Choose the image to go back to: SOURCE_IMAGE, or the newest that is kept and that nobody left by a rollback. PROJECT is
 # known; FOUND holds the container of production.
 choose_previous() {
-  local entry left id runs=''
+  local entry left id runs='' kept
   if [[ "${#FOUND[@]}" == 1 ]]; then
     read_container "${FOUND[0]}"
     runs=${SEEN[image]-}
@@ -3422,9 +3422,10 @@ choose_previous() {
     fi
   done
   if [[ -z "${IMAGE_ID}" ]]; then
+    kept=${PRESERVED[*]##*|}
     tell_by_hand
     conclude broken no-previous "production ${PROD_SERVICE}: expected ${SOURCE_IMAGE:-a previous image} among those that \
-are kept for it, observed ${PRESERVED[*]:-none}; ${REPLY}"
+are kept for it and that no rollback has left, observed ${kept:-none}; name one of them as SOURCE_IMAGE, or: ${REPLY}"
   fi
   read_image "${IMAGE_ID}"
   [[ ! "${SEEN_REVISION}" =~ ^\"(${HEX40})\"$ ]] || REVISION=${BASH_REMATCH[1]}
