@@ -153,7 +153,7 @@ usage: deploy-hook.sh --build-staging | --observe | --verify | --promote | --rol
   --recover        finish or undo a change of production that was interrupted; for boot and a timer
   --lease          hold the lock for a whole run, as long as a line arrives on standard input every 5 s
   --self-test      prove with scratch images that --verify refuses what it must refuse, and accepts what is right
-  --status         tell what runs in production and staging, whether it was proven, and whether production is frozen
+  --status         tell what runs in production and staging, whether it was proven, and what is kept, open or frozen
   --history        tell the last decisions in this compose folder
   --freeze         let --verify and --promote refuse from now on, for a reason
   --unfreeze       end that
