@@ -79,16 +79,16 @@ def print_warnings(run: TargetRun) -> None:
 
 def changes_table(reports: Reports) -> Table:
     """Return a row for each report."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("target", "outcome", "revision", "image ID", "before", "seconds")
+    names = ("target", "outcome", "revision", "image ID", "seconds")
+    table = Table(*(Column(name, overflow="fold") for name in names))  # nothing of an outcome is cut off
     for run, report in reports:
         cells = (
             run.target.name,
             ending(report.kind, report.cause),
             report.revision[:12],
             short(report.image_id),
-            short(report.prod_runs),
         )
         table.add_row(*cells, f"{sum(report.seconds.values()):.1f}")
     return table

@@ -45,7 +45,7 @@ def test_a_promotion_shows_its_steps_and_how_it_ended(gated: Desk) -> None:
         assert re.search(STEP.format(step=step), ended.output), ended.output
     assert "\x1b" not in ended.output, "a log gets whole lines"
     assert f"shop: production runs {STAGING_ID}" in ended.output
-    assert re.search(r"shop .* promoted .* 5{12} .* 8{12} .* \d+\.\d", ended.output), ended.output
+    assert re.search(r"shop .* promoted .* 5{12} .* \d+\.\d", ended.output), ended.output
 
 
 def test_a_promotion_tells_machines_how_it_ended(gated: Desk) -> None:
@@ -79,7 +79,7 @@ def test_going_back_and_what_is_kept(gated: Desk) -> None:
     assert f"shop: kept {PROD_ID} since {kept['since'][:19]}, left by: promoted" in gated.imagefresh("status").output
     ended = gated.imagefresh("rollback")
     assert ended.status == 0
-    assert re.search(r"shop .* restored .* 8{12} .* 5{12}", ended.output), ended.output
+    assert re.search(r"shop .* restored .* 8{12} .* \d+\.\d", ended.output), ended.output
     assert "WARNING: code goes back and data does not" in ended.output
     assert gated.host.production == [PROD_ID]
     assert gated.read("rollback", "--to", STAGING_ID, "--name", "shop")["shop"]["image_id"] == STAGING_ID
