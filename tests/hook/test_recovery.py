@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from collections.abc import Callable
@@ -241,3 +242,15 @@ def interrupt_signed(pretended: PretendedHost, crashing: Crashing, verdict: str,
     variables = {**pretended.promotion_variables(), "VERDICT": verdict}
     assert crashing.call("--promote", variables, Point(moment="after", command=command)) is None
     assert crashing.acted
+
+
+def test_a_timer_that_meets_a_change_at_work_leaves_no_trace(pretended: PretendedHost, crashing: Crashing) -> None:
+    interrupt(pretended, crashing, " up ")
+    entries = told(pretended.history())
+    text = pretended.hook.path.read_text()
+    pretended.hook.path.write_text(text.replace("PROMOTE_WAIT=120", "PROMOTE_WAIT=1"))
+    with journal(pretended).with_name("lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert pretended.recover().verdict == (11, "locked")
+    assert told(pretended.history()) == entries
+    assert journal(pretended).exists()
