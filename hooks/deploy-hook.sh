@@ -24,6 +24,8 @@ readonly TEST_REVISION='5e1f7e575e1f7e575e1f7e575e1f7e575e1f7e57'
 # in slices after which the caller is heeded again; how long a lease outlives the last word of its caller.
 readonly QUICK=30 RECREATE=300 BUILD_WAIT=600 PROMOTE_WAIT=120 SLICE=5 SILENCE=20
 readonly OUTPUT_LIMIT=1048576
+# Seconds that whoever a policy wants to be told of an outcome may take.
+readonly NOTIFY_LIMIT=10
 # Images that production ran before and that nothing prunes, unless the policy says otherwise.
 readonly DEFAULT_KEEP=3
 # Bytes that a caller may send as a pack.
@@ -151,7 +153,7 @@ usage: deploy-hook.sh --build-staging | --observe | --verify | --promote | --rol
   --recover        finish or undo a change of production that was interrupted; for boot and a timer
   --lease          hold the lock for a whole run, as long as a line arrives on standard input every 5 s
   --self-test      prove with scratch images that --verify refuses what it must refuse, and accepts what is right
-  --status         tell what runs in production and staging, whether it was proven, and whether production is frozen
+  --status         tell what runs in production and staging, whether it was proven, and what is kept, open or frozen
   --history        tell the last decisions in this compose folder
   --freeze         let --verify and --promote refuse from now on, for a reason
   --unfreeze       end that
@@ -189,7 +191,7 @@ reset_state() {
   # For the JSON line.
   MODE='' IMAGE_ID='' TREE='' REVISION='' CONTAINER_ID='' ENGINE_ID='' CHECK_STATUS='' CHECK_FILE='' STEP_TIMES=''
   PREVIOUS_ID='' COMPOSE_SHA256='' VERDICT_STATE=''
-  # "before" production changed, "swapping" it, or "rolling-back": decides what a refusal means.
+  # "before" production changed, "swapping" it, or "rolling-back": decides what a refusal means. "asking": that of a subshell.
   PHASE='before'
   CONCLUDED='' STEP='' STEP_START=0 FAILURE=''
   # What tidy_up has to undo.
@@ -214,6 +216,8 @@ reset_state() {
   # Of the audit: who asks (the fingerprint of a key, where there is one), what could not be written, and 1 in a case of
   # --self-test, which decides nothing.
   WHO='' UNRECORDED='' REHEARSAL='' STATE=''
+  # The decision as the history has it, and who else gets it.
+  ENTRY='' NOTIFIERS=()
   # Of --history and --status: what goes into the JSON line; who froze production and why; the last promotion.
   ENTRIES='' SITUATION='' FROZEN_FILE='' FROZEN='' REASON_TEXT='' LAST_PROMOTION=''
 }
@@ -336,6 +340,10 @@ stop() {
   case "${PHASE}" in
     before) conclude "$@" ;;
     swapping) roll_back "$2" "$3" ;;
+    asking)
+      say "warning: nobody is notified: $3"
+      exit
+      ;;
     *)
       tell_by_hand
       conclude broken "${FAILURE%%:*}" "${FAILURE#*:}; the rollback failed too: $3; ${REPLY}"
@@ -357,6 +365,7 @@ conclude() {
   tidy_up_engine
   audit "$@"
   close_journal "$1"
+  notify
   print_result "$1" "$2" "$3${UNRECORDED}"
   tidy_up_files
   exit "${status}"
@@ -555,7 +564,11 @@ audit() {
   write_log "user.${priority}" "$1" "$2" "${REPLY}"
   case "${MODE}:$1" in
     --verify:* | --self-test:* | *:usage) ;;
-    *) write_history "$1" "$2" "${REPLY}" ;;
+    *)
+      history_entry "$1" "$2" "${REPLY}"
+      ENTRY=${REPLY}
+      write_history
+      ;;
   esac
 }
 
@@ -585,12 +598,10 @@ write_log() {
   REPLY=${reason}
 }
 
-# KIND CAUSE REASON. What cannot be written is told loudly, and changes nothing of what was decided.
+# Append ENTRY. What cannot be written is told loudly, and changes nothing of what was decided.
 write_history() {
-  local line last
+  local line=${ENTRY} last
   [[ -n "${STATE}" && -d "${STATE}" ]] || return 0
-  history_entry "$@"
-  line=${REPLY}
   touch_history
   if [[ -n "${REPLY}" ]]; then
     last=$(tail -c 1 -- "${REPLY}" 2>/dev/null && printf .) || last='.'
@@ -642,6 +653,71 @@ open_history() {
   [[ -n "${REPLY}" ]] ||
     refuse state-unsafe "${STATE}/history: expected a file of this user that the hook can append to, observed none" \
       'correct or remove it'
+}
+
+# --- Notifying -------------------------------------------------------------------------------------------------------
+# A policy may name a command that gets ENTRY on standard input. It comes last, once, and changes nothing of what was
+# decided: whoever must not miss an outcome reads the history.
+
+notify() {
+  local notifier
+  [[ -n "${ENTRY}" ]] || return 0
+  case "${MODE}" in
+    --promote | --rollback | --break-glass) ;; # their policy is known, where they came that far
+    --recover | --freeze | --unfreeze) seek_notifiers ;;
+    *) return 0 ;;
+  esac
+  for notifier in "${NOTIFIERS[@]}"; do
+    tell_notifier "${notifier}"
+  done
+}
+
+# PATH
+tell_notifier() {
+  STATUS=1 # of a line that could not be passed on
+  run_child "${NOTIFY_LIMIT}" env -i "PATH=${SAFE_PATH}" "$1" <<<"${ENTRY}" >/dev/null 2>&1 9>&-
+  [[ "${STATUS}" == 0 ]] ||
+    say "warning: $1: expected status 0 within ${NOTIFY_LIMIT} s, observed ${STATUS}; this outcome may be told to nobody"
+}
+
+# For modes that no policy may hold up: one that is not as it must be costs the notification alone.
+seek_notifiers() {
+  REPLY=$(print_notifiers)
+  REPLY=$(sort -u <<<"${REPLY}")
+  NOTIFIERS=()
+  [[ -z "${REPLY}" ]] || mapfile -t NOTIFIERS <<<"${REPLY}"
+}
+
+# In a subshell: print the command of the journal's production, or, where no journal says which it is, those of the folder.
+print_notifiers() {
+  local name folder
+  PHASE='asking'
+  if [[ -n "${JOURNALED}" ]]; then
+    find_policy
+    [[ "${#NOTIFIERS[@]}" == 0 ]] || printf '%s\n' "${NOTIFIERS[@]}"
+    return 0
+  fi
+  read_policies
+  folder=$(readlink -m -- "${COMPOSE_DIR}")
+  for name in "${POLICY_NAMES[@]}"; do
+    ( # one that is not as it must be is no reason to leave out another
+      take_policy "${name}"
+      [[ "${CLAIMS[1]}" == *" of ${folder}" && -n "${POLICY[NOTIFY]-}" ]] || exit 0
+      take_notifier
+      printf '%s\n' "${NOTIFIERS[@]}"
+    )
+  done
+}
+
+# Add the command of POLICY to NOTIFIERS, or stop: it runs as this user, so nobody but root may have a say in it.
+take_notifier() {
+  local command=${POLICY[NOTIFY]-}
+  [[ -n "${command}" ]] || return 0
+  require_owned notify-unsafe "${command%/*}" directory 0
+  require_owned notify-unsafe "${command}" 'regular file' 0
+  [[ -x "${command}" ]] ||
+    refuse notify-unsafe "${command}: expected a command that this user can execute, observed none" "correct its mode"
+  NOTIFIERS+=("${command}")
 }
 
 # --- The caller's variables ------------------------------------------------------------------------------------------
@@ -889,7 +965,7 @@ require_owned() {
 # Read every policy into POLICIES, as NAME.KEY. POLICED says whether this host has any.
 read_policies() {
   local file name
-  POLICED='' POLICY_NAMES=() POLICIES=()
+  POLICED='' POLICY_NAMES=() POLICIES=() NOTIFIERS=()
   [[ -e "${POLICY_DIR}" || -L "${POLICY_DIR}" ]] || return 0
   POLICED=1
   require_owned policy-unsafe "${POLICY_DIR}" directory 0
@@ -948,7 +1024,7 @@ fits_policy() {
     PROD_SERVICE) pattern=${NAME_PATTERN} ;;
     REPO) pattern=${REPO_PATTERN} ;;
     PROD_PORT) pattern='[1-9][0-9]{0,4}' ;;
-    COMPOSE_DIR | REPOS_DIR | ALLOWED_SIGNERS | REVOKED_KEYS) pattern='/[ -~]+' ;;
+    COMPOSE_DIR | REPOS_DIR | ALLOWED_SIGNERS | REVOKED_KEYS | NOTIFY) pattern='/[ -~]+' ;;
     REQUIRE) pattern="${word}( ${word}){0,2}" ;;
     MAX_AGE) pattern='[1-9][0-9]{0,7}' ;;
     BREAK_GLASS) pattern='yes|no' ;;
@@ -1012,6 +1088,7 @@ find_policy() {
   [[ "${REPO}" == "${POLICY[REPO]-${REPO}}" ]] ||
     refuse policy-mismatch "REPO: expected ${POLICY[REPO]}, as policy ${found} says, observed ${REPO}" \
       "name the repo of this production"
+  take_notifier
 }
 
 # Leave in POLICY the policy of one target, by its name: for a key that is bound to it. NAME
@@ -3330,7 +3407,7 @@ forget_older() {
 # Choose the image to go back to: SOURCE_IMAGE, or the newest that is kept and that nobody left by a rollback. PROJECT is
 # known; FOUND holds the container of production.
 choose_previous() {
-  local entry left id runs=''
+  local entry left id runs='' kept
   if [[ "${#FOUND[@]}" == 1 ]]; then
     read_container "${FOUND[0]}"
     runs=${SEEN[image]-}
@@ -3345,9 +3422,10 @@ choose_previous() {
     fi
   done
   if [[ -z "${IMAGE_ID}" ]]; then
+    kept=${PRESERVED[*]##*|}
     tell_by_hand
     conclude broken no-previous "production ${PROD_SERVICE}: expected ${SOURCE_IMAGE:-a previous image} among those that \
-are kept for it, observed ${PRESERVED[*]:-none}; ${REPLY}"
+are kept for it and that no rollback has left, observed ${kept:-none}; name one of them as SOURCE_IMAGE, or: ${REPLY}"
   fi
   read_image "${IMAGE_ID}"
   [[ ! "${SEEN_REVISION}" =~ ^\"(${HEX40})\"$ ]] || REVISION=${BASH_REMATCH[1]}
@@ -3838,6 +3916,7 @@ tell_status() {
   [[ -z "${TARGET_SERVICE}" ]] || describe_service "${TARGET_SERVICE}"
   SITUATION+=",\"staging\":[${REPLY}]"
   describe_tags
+  describe_kept
   describe_proof "${runs}"
   describe_freeze
   describe_journal
@@ -3895,6 +3974,22 @@ describe_tags() {
     [[ -z "${pair#*=}" ]] || read_image "${pair#*=}"
     situate "${pair%%=*}" "${SEEN_ID}"
   done
+}
+
+# The images that --rollback may go back to, the newest first.
+describe_kept() {
+  local entry since left id list=''
+  list_preserved
+  for entry in "${PRESERVED[@]}"; do
+    IFS='|' read -r since left _ id <<<"${entry}"
+    json_pair image_id "${id}"
+    list+="${list:+,}{${REPLY}"
+    json_pair since "${since}"
+    list+=",${REPLY}"
+    json_pair left_by "${left}"
+    list+=",${REPLY}}"
+  done
+  SITUATION+=",\"kept\":[${list}]"
 }
 
 # Is what production runs what was promoted last, or what it went back to, and was that proven? RUNNING IMAGES

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 import click
 
 from pytest_imagefresh.cli_operations import COMMANDS, examine
+from pytest_imagefresh.cli_output import print_changes, print_table, print_warnings
 
 if TYPE_CHECKING:
     from pytest_imagefresh.core.evidence import HookReport
+    from pytest_imagefresh.core.identity import ImageId
     from pytest_imagefresh.core.layers import Configuration
     from pytest_imagefresh.core.settings import Target
     from pytest_imagefresh.core.statement import Statement
-    from pytest_imagefresh.run import GateRun
+    from pytest_imagefresh.run import GateRun, TargetRun
 
 _REPO = click.option("--repo", required=True, metavar="NAME", help="The repo whose targets are meant.")
 _BRANCH = click.option("--branch", required=True, metavar="NAME", help="The branch whose worktree HEAD was validated.")
@@ -56,18 +58,32 @@ def main() -> None:
     type=click.Path(path_type=Path),
     help="The verdict of one gate, its signature in FILE.sig; default: that of the newest complete one.",
 )
+@click.option("--dry-run", is_flag=True, help="Ask the hook for every decision (its --verify), and change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 def promote(
-    repo: str, branch: str, gate_revision: str | None, gate_config: Path | None, verdict_file: Path | None
+    repo: str,
+    branch: str,
+    gate_revision: str | None,
+    gate_config: Path | None,
+    verdict_file: Path | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Promote the image that the newest complete gate of this revision proved.
 
-    Exit status: the hook's own. 0 promoted, 1 refused, 2 wrong usage, 3 rolled back, 4 production needs a person,
-    11 could not find out.
+    Exit status: the hook's own. 0 promoted (with --dry-run: would be), 1 refused, 2 wrong usage, 3 rolled back,
+    4 production needs a person, 11 could not find out.
     """
+    reports: list[tuple[TargetRun, HookReport]] = []
     with _told_in_one_line(), _open_run(branch, gate_revision, gate_config) as (run, _):
-        reports = list(_promote_targets(run, repo, verdict_file))
-    _show_reports(reports)
-    sys.exit(reports[-1][1].exit_status)
+        try:
+            for each in _promote_targets(run, repo, verdict_file, dry_run=dry_run):
+                reports.append(each)
+        finally:  # of several targets, some may be in production already
+            for promoted, _report in reports:
+                print_warnings(promoted)
+            print_changes(reports, as_json=as_json)
+    sys.exit(max(report.exit_status for _, report in reports))
 
 
 @main.command()
@@ -130,26 +146,32 @@ def doctor(repo: str, branch: str | None, gate_revision: str | None, gate_config
         click.echo(f"hook     {run.hook.path}")
 
 
-def _promote_targets(run: GateRun, repo: str, verdict_file: Path | None) -> Iterator[tuple[Target, HookReport]]:
+def _promote_targets(
+    run: GateRun, repo: str, verdict_file: Path | None, *, dry_run: bool
+) -> Iterator[tuple[TargetRun, HookReport]]:
     """Promote the targets of a repo in turn, up to the first that is not promoted."""
     from pytest_imagefresh.core.errors import ConfigError
+    from pytest_imagefresh.run import TargetRun
 
     targets = _targets(run, repo)
     if verdict_file is not None and len(targets) != 1:
         raise ConfigError(f"--verdict: expected a repo with one target, observed {len(targets)}; leave it out")
     for target in targets:
-        report = _promote_target(run, target, verdict_file)
-        yield target, report
-        if not report.ok:
+        promotion = TargetRun(run, target)
+        report = promotion.promote(*_proven_image(run, target, verdict_file), dry_run=dry_run)
+        yield promotion, report
+        if not report.ok and not dry_run:
             return
 
 
-def _promote_target(run: GateRun, target: Target, verdict_file: Path | None) -> HookReport:
-    """Promote one target. Raises Refused where no complete gate proved an image of the validated revision."""
+def _proven_image(run: GateRun, target: Target, verdict_file: Path | None) -> tuple[ImageId, str]:
+    """Return the image of the validated revision that a complete gate proved, and its packed verdict, "" for none.
+
+    Raises Refused where there is no such gate.
+    """
     from pytest_imagefresh.adapters.records import VERDICT, find_proven, read_verdict
     from pytest_imagefresh.core.errors import Refused
     from pytest_imagefresh.core.statement import pack_verdict, parse_statement
-    from pytest_imagefresh.run import TargetRun
 
     revision = run.anchor(target.repo).revision
     again = f"run: pytest gates/ --repo {target.repo} --branch {run.branch}"
@@ -157,14 +179,14 @@ def _promote_target(run: GateRun, target: Target, verdict_file: Path | None) -> 
         signed = read_verdict(verdict_file)
         if signed is None:
             raise Refused(f"no verdict at {verdict_file}, expected one of {target.name} at {revision}; {again}")
-        return TargetRun(run, target).promote(parse_statement(signed[0]).image_id, pack_verdict(*signed))
+        return parse_statement(signed[0]).image_id, pack_verdict(*signed)
     proven = find_proven(run.rootdir, target.repo, target.name, revision)
     if proven is None:
         raise Refused(f"no complete gate of {target.name} at {revision}; {again}")
     signed = read_verdict(proven.folder / VERDICT)
     if signed is None and run.settings.signing is not None:
         raise Refused(f"no verdict in {proven.folder}, expected one, since the settings have [signing]; {again}")
-    return TargetRun(run, target).promote(proven.image_id, pack_verdict(*signed) if signed else "")
+    return proven.image_id, pack_verdict(*signed) if signed else ""
 
 
 def _targets(run: GateRun, repo: str) -> tuple[Target, ...]:
@@ -205,7 +227,6 @@ def _told_in_one_line() -> Iterator[None]:
 
 
 def _show_statement(statement: Statement) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("what", "says", title="verdict of a complete gate")
@@ -222,32 +243,17 @@ def _show_statement(statement: Statement) -> None:
     }
     for what, says in rows.items():
         table.add_row(what, str(says), end_section=what == "for")
-    Console().print(table)
-
-
-def _show_reports(reports: list[tuple[Target, HookReport]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("target", "outcome", "revision", "image ID")
-    for target, report in reports:
-        outcome = "promoted" if report.ok else report.kind
-        table.add_row(target.name, outcome, report.revision[:12], report.image_id.removeprefix("sha256:")[:12])
-    Console().print(table)
-    # A line each: a table cuts what is wider than the terminal, and IDs are.
-    for target, report in reports:
-        click.echo(f"{target.name}: {report.reason}")
+    print_table(table)
 
 
 def _show_settings(configuration: Configuration) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("setting", "source", title="settings that are not the default")
     for key, source in sorted(configuration.sources.items()):
         if source != "default":
             table.add_row(key, source)
-    Console().print(table)
+    print_table(table)
 
 
 for _command in COMMANDS:

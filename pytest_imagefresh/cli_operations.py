@@ -11,9 +11,20 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from pytest_imagefresh.cli_output import (
+    history_table,
+    outcome,
+    plain,
+    print_changes,
+    print_json,
+    print_table,
+    print_warnings,
+    situation,
+    status_lines,
+    status_table,
+)
 
+if TYPE_CHECKING:
     from pytest_imagefresh.core.evidence import HookReport
     from pytest_imagefresh.run import TargetRun
 
@@ -39,7 +50,7 @@ def _asking(command: _Command) -> _Command:
 @click.command()
 @_asking
 def status(repo: str, gate_config: Path | None, as_json: bool) -> None:
-    """Show what runs in production and staging, whether it was proven, and whether production is frozen.
+    """Show what runs in production and staging, whether it was proven, what is kept, frozen or still open.
 
     Exit status: 0, also where something is not as it should be; 2 wrong usage, 11 could not find out.
     """
@@ -51,11 +62,11 @@ def status(repo: str, gate_config: Path | None, as_json: bool) -> None:
             for run in targets
         ]
     if as_json:
-        _print_json({run.target.name: _situation(report) for run, report in reports})
+        print_json({run.target.name: situation(run, report) for run, report in reports})
     else:
-        _print_table(_status_table(reports))
+        print_table(status_table(reports))
         for run, report in reports:
-            click.echo(f"{run.target.name}: {report.reason}")
+            click.echo("\n".join(status_lines(run, report)))
     _end(reports)
 
 
@@ -82,10 +93,10 @@ def history(repo: str, gate_config: Path | None, as_json: bool, limit: int) -> N
             for run in _one_per_folder(targets)
         ]
     if as_json:
-        _print_json([_plain(entry) for _, report in reports for entry in report.history])
+        print_json([plain(run, entry) for run, report in reports for entry in report.history])
     else:
         for run, report in reports:
-            _print_table(_history_table(run, report))
+            print_table(history_table(run, report))
     _end(reports)
 
 
@@ -120,26 +131,25 @@ def unfreeze(repo: str, gate_config: Path | None, as_json: bool) -> None:
     _order("--unfreeze", variables, repo, gate_config, as_json=as_json)
 
 
-def _checked_image(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+def _checked_image(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
     from pytest_imagefresh.core.errors import EvidenceError
     from pytest_imagefresh.core.identity import ImageId
 
     try:
-        return ImageId(value).digest
+        return value if value is None else ImageId(value).digest
     except EvidenceError as error:
         raise click.BadParameter(str(error)) from error
 
 
+_TARGET = click.option(
+    "--name", "--target", "name", default=None, metavar="TARGET", help="The target, where the repo has several."
+)
+
+
 @click.command("break-glass")
 @_asking
-@click.option("--target", "name", default=None, metavar="NAME", help="The target, where the repo has several.")
-@click.option(
-    "--image",
-    required=True,
-    metavar="ID",
-    callback=_checked_image,
-    help="The full image ID.",
-)
+@_TARGET
+@click.option("--image", required=True, metavar="ID", callback=_checked_image, help="The full image ID.")
 @click.option("--reason", required=True, metavar="TEXT", help="Why; log, history and status tell everybody.")
 def break_glass(repo: str, gate_config: Path | None, as_json: bool, name: str | None, image: str, reason: str) -> None:
     """Promote an image that nothing has proven, where the host's policy allows that.
@@ -148,19 +158,63 @@ def break_glass(repo: str, gate_config: Path | None, as_json: bool, name: str | 
     11 could not find out.
     """
     from pytest_imagefresh.core.contract import break_glass_variables
-    from pytest_imagefresh.core.errors import ConfigError
     from pytest_imagefresh.core.identity import ImageId
 
-    with _reported(repo, gate_config) as targets:
-        chosen = [run for run in targets if name in (None, run.target.name)]
-        if len(chosen) != 1:
-            names = ", ".join(run.target.name for run in targets)
-            raise ConfigError(f"expected one target, observed {name or names}; name one with --target: {names}")
-        variables = break_glass_variables(
-            chosen[0].target, chosen[0].settings, run_id=chosen[0].run.run_id, image=ImageId(image), reason=reason
+    def variables(run: TargetRun) -> dict[str, str]:
+        return break_glass_variables(
+            run.target, run.settings, run_id=run.run.run_id, image=ImageId(image), reason=reason
         )
-        reports = [(chosen[0], chosen[0].operate("--break-glass", variables))]
+
+    with _reported(repo, gate_config) as targets:
+        run = _one_target(targets, name)
+        reports = [(run, run.operate("--break-glass", variables(run)))]
     _show_outcomes(reports, as_json=as_json)
+
+
+@click.command()
+@_asking
+@_TARGET
+@click.option(
+    "--to",
+    "image",
+    default=None,
+    metavar="IMAGE_ID",
+    callback=_checked_image,
+    help="The full ID of an image that `imagefresh status` shows as kept; default: the previous one.",
+)
+def rollback(repo: str, gate_config: Path | None, as_json: bool, name: str | None, image: str | None) -> None:
+    """Let production run the image again that it ran before. Code goes back, data does not.
+
+    Exit status: the hook's own. 0 went back, 1 refused, 2 wrong usage, 3 the older image did not prove itself and
+    production is as it was, 4 production needs a person (or no such image is kept), 11 could not find out.
+    """
+    from pytest_imagefresh.core.contract import rollback_variables
+    from pytest_imagefresh.core.identity import ImageId
+
+    chosen = None if image is None else ImageId(image)
+    with _reported(repo, gate_config) as targets:
+        run = _one_target(targets, name)
+        variables = rollback_variables(run.target, run.settings, run_id=run.run.run_id, image=chosen)
+        reports = [(run, run.operate("--rollback", variables))]
+    _show_changes(reports, as_json=as_json)
+
+
+@click.command()
+@_asking
+def recover(repo: str, gate_config: Path | None, as_json: bool) -> None:
+    """Finish or undo a change of production that was interrupted; nothing to do is well done.
+
+    Exit status: the hook's own. 0 done, 1 refused, 2 wrong usage, 3 rolled back, 4 production needs a person,
+    11 could not find out.
+    """
+    from pytest_imagefresh.core.contract import recover_variables
+
+    with _reported(repo, gate_config) as targets:
+        reports = [
+            (run, run.operate("--recover", recover_variables(run.target, run.settings, run_id=run.run.run_id)))
+            for run in _one_per_folder(targets)
+        ]
+    _show_changes(reports, as_json=as_json)
 
 
 def examine(repo: str, gate_config: Path | None) -> NoReturn:
@@ -183,7 +237,7 @@ def examine(repo: str, gate_config: Path | None) -> NoReturn:
     sys.exit(exit_status(answers))
 
 
-COMMANDS = (status, history, freeze, unfreeze, break_glass)
+COMMANDS = (rollback, recover, status, history, freeze, unfreeze, break_glass)
 """What `imagefresh` adds to itself."""
 
 
@@ -198,11 +252,29 @@ def _order(
 
 def _show_outcomes(reports: list[tuple[TargetRun, HookReport]], *, as_json: bool) -> None:
     if as_json:
-        _print_json({run.target.name: _outcome(report) for run, report in reports})
+        print_json({run.target.name: outcome(run, report) for run, report in reports})
     else:
         for run, report in reports:
-            click.echo(f"{run.settings.host.repo_path}: {report.reason}")
+            click.echo(f"{run.settings.host.repo_path}: {run.run.mask(report.reason)}")
     _end(reports)
+
+
+def _show_changes(reports: list[tuple[TargetRun, HookReport]], *, as_json: bool) -> None:
+    for run, _ in reports:
+        print_warnings(run)
+    print_changes(reports, as_json=as_json)
+    _end(reports)
+
+
+def _one_target(targets: list[TargetRun], name: str | None) -> TargetRun:
+    """Return the one target that is meant. Raises ConfigError unless there is exactly one."""
+    from pytest_imagefresh.core.errors import ConfigError
+
+    chosen = [run for run in targets if name in (None, run.target.name)]
+    if len(chosen) != 1:
+        names = ", ".join(run.target.name for run in targets)
+        raise ConfigError(f"expected one target, observed {name or names}; name one with --name: {names}")
+    return chosen[0]
 
 
 @contextmanager
@@ -234,73 +306,3 @@ def _one_per_folder(targets: list[TargetRun]) -> list[TargetRun]:
 
 def _end(reports: list[tuple[TargetRun, HookReport]]) -> None:
     sys.exit(max((report.exit_status for _, report in reports), default=2))
-
-
-def _plain(value: object) -> Any:
-    import msgspec
-
-    return msgspec.to_builtins(value)
-
-
-def _situation(report: HookReport) -> dict[str, Any]:
-    return {**_outcome(report), **_plain(report.situation)}
-
-
-def _outcome(report: HookReport) -> dict[str, Any]:
-    return {"ok": report.ok, "kind": report.kind, "cause": report.cause, "reason": report.reason}
-
-
-def _print_json(document: object) -> None:
-    import json
-
-    click.echo(json.dumps(document, indent=2))
-
-
-def _print_table(table: Table) -> None:
-    from rich.console import Console
-
-    Console().print(table)
-
-
-def _status_table(reports: list[tuple[TargetRun, HookReport]]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("target", "where", "container", "image ID", "revision", "state", "since", "verified", "frozen")
-    for run, report in reports:
-        seen = report.situation
-        verified = "by break-glass" if seen.break_glass else "yes" if seen.verified else "NO"
-        frozen = f"by {seen.frozen.who}" if seen.frozen else "no"
-        for where, containers in (("production", seen.production), ("staging", seen.staging)):
-            last = (verified, frozen) if where == "production" else ("", "")
-            rows = [
-                (
-                    each.name,
-                    _short(each.image_id),
-                    each.revision[:12],
-                    f"{each.state} {each.health}".strip(),
-                    each.since[:19],
-                )
-                for each in containers
-            ]
-            for row in rows or [("none", "", "", "", "")]:
-                # Text, never markup: what a host says must not colour or hide anything.
-                table.add_row(*(Text(cell) for cell in (run.target.name, where, *row, *last)))
-    return table
-
-
-def _history_table(run: TargetRun, report: HookReport) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    title = f"decisions in {run.settings.host.repo_path or run.target.name}"
-    table = Table("time", "mode", "outcome", "service", "revision", "image ID", "who", "reason", title=Text(title))
-    for each in report.history:
-        outcome = each.cause if each.kind == "done" else f"{each.kind}: {each.cause}"
-        cells = (each.time, each.mode.removeprefix("--"), outcome, each.service, each.revision[:12])
-        table.add_row(*(Text(cell) for cell in (*cells, _short(each.image_id), each.who, each.reason)))
-    return table
-
-
-def _short(image_id: str) -> str:
-    return image_id.removeprefix("sha256:")[:12]

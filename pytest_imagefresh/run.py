@@ -65,6 +65,7 @@ _STEP = "imagefresh: step: "
 
 _BUILD_STEP = f"{_STEP}building "
 
+_CHANGES_OF_PRODUCTION = ("--promote", "--rollback", "--recover", "--break-glass")
 _LOOKS = ("--verify", "--self-test", "--status", "--history")
 """The modes that change nothing."""
 
@@ -452,14 +453,17 @@ class TargetRun:
         """Return how long the lease has been held."""
         return self.lease.tenure(timeout=self.settings.timeouts.inspect)
 
-    def promote(self, expected_image: ImageId, verdict: str = "") -> HookReport:
-        """Promote the proven image of the validated revision to production; `verdict` is a packed one, "" for none."""
+    def promote(self, expected_image: ImageId, verdict: str = "", *, dry_run: bool = False) -> HookReport:
+        """Promote the proven image of the validated revision to production; `verdict` is a packed one, "" for none.
+
+        With `dry_run` the hook makes every decision of that, and changes nothing.
+        """
         variables = self._promotion(self.anchor.revision.hex, expected_image, verdict)
-        return self._call("--promote", variables, _build_bound(self.settings))
+        return self.operate("--verify" if dry_run else "--promote", variables)
 
     def operate(self, mode: str, variables: dict[str, str]) -> HookReport:
-        """Call a mode for operators: `--status`, `--history`, `--freeze`, `--unfreeze`, `--break-glass`."""
-        bound = _build_bound if mode == "--break-glass" else _look_bound
+        """Call a mode for operators, which needs no more than its variables."""
+        bound = _build_bound if mode in _CHANGES_OF_PRODUCTION else _look_bound
         return self._call(mode, variables, bound(self.settings))
 
     def tap_records(self) -> list[dict[str, str]]:

@@ -59,7 +59,8 @@ def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.Z
 def test_the_wheel_holds_gates_and_hook_inside_the_package(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     for folder in ("gates", "hooks"):
-        expected = {f"pytest_imagefresh/{path.relative_to(ROOT)}" for path in (ROOT / folder).glob("*.*")}
+        files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+        expected = {f"pytest_imagefresh/{path.relative_to(ROOT)}" for path in files}
         assert expected
         assert expected <= names
     assert "pytest_imagefresh/py.typed" in names

@@ -48,6 +48,26 @@ class Freeze(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Change(msgspec.Struct, frozen=True, rename={"old": "from", "new": "to"}):
+    """A change of production that is under way, or that was interrupted: `old` and `new` are image IDs."""
+
+    run_id: str
+    since: str
+    service: str
+    old: str
+    """The image that production ran before, "" for none."""
+    new: str
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """An image that production ran before, and that a rollback may go back to."""
+
+    image_id: str
+    since: str
+    left_by: str
+    """The cause by which production left it, such as `promoted` or `restored`."""
+
+
 class Situation(msgspec.Struct, frozen=True):
     """What `--status` tells of one target."""
 
@@ -56,6 +76,8 @@ class Situation(msgspec.Struct, frozen=True):
     prod_tag: str = ""
     previous_tag: str = ""
     staging_tag: str = ""
+    kept: list[Kept] = []
+    """The newest first."""
     verified: bool = False
     """Whether production runs exactly what was promoted last, and that promotion was a regular one."""
     proof: str = ""
@@ -63,3 +85,4 @@ class Situation(msgspec.Struct, frozen=True):
     break_glass: str = ""
     promoted: Entry | None = None
     frozen: Freeze | None = None
+    open: Change | None = None

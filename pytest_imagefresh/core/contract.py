@@ -210,6 +210,17 @@ def break_glass_variables(
     return {**variables, "SOURCE_IMAGE": image.digest, "REASON": encode_list([reason])}
 
 
+def rollback_variables(target: Target, settings: Settings, *, run_id: RunId, image: ImageId | None) -> dict[str, str]:
+    """Return the variables of `--rollback`; without `image` the hook chooses the previous one."""
+    variables = self_test_variables(target, settings, run_id=run_id)
+    return variables if image is None else {**variables, "SOURCE_IMAGE": image.digest}
+
+
+def recover_variables(target: Target, settings: Settings, *, run_id: RunId) -> dict[str, str]:
+    """Return the variables of `--recover`: the journal says the rest."""
+    return _always(target, settings, run_id)
+
+
 def observation_variables(
     target: Target, settings: Settings, *, run_id: RunId, words: str, image: ImageId | None, paths: Sequence[str]
 ) -> dict[str, str]:

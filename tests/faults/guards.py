@@ -16,6 +16,7 @@ PORT = "pytest_imagefresh/core/port.py"
 PORT_TESTS = ("tests/core/test_port.py",)
 CONTENT_TESTS = "tests/core/test_content.py"
 SSH_TESTS = ("tests/hook/test_ssh.py", "-k")
+NOTIFY_TESTS = ("tests/hook/test_notify.py", "-k")
 
 
 @dataclass(frozen=True)
@@ -794,5 +795,47 @@ GUARDS = [
         """    *) ;;
 """,
         ("tests/hook/test_recovery.py", "-k", "cannot_be_recovered"),
+    ),
+    Guard(
+        "whoever is notified holds no lock",
+        HOOK,
+        '<<<"${ENTRY}" >/dev/null 2>&1 9>&-',
+        '<<<"${ENTRY}" >/dev/null 2>&1',
+        (*NOTIFY_TESTS, "keeps_no_lock or nothing_else"),
+    ),
+    Guard(
+        "whoever is notified is root's own",
+        HOOK,
+        "  require_owned notify-unsafe \"${command}\" 'regular file' 0\n",
+        "",
+        (*NOTIFY_TESTS, "others_have_a_say"),
+    ),
+    Guard(
+        "the folder of whoever is notified is root's own",
+        HOOK,
+        '  require_owned notify-unsafe "${command%/*}" directory 0\n',
+        "",
+        (*NOTIFY_TESTS, "others_have_a_say"),
+    ),
+    Guard(
+        "whoever is notified gets no environment",
+        HOOK,
+        'env -i "PATH=${SAFE_PATH}" "$1"',
+        'env "PATH=${SAFE_PATH}" "$1"',
+        (*NOTIFY_TESTS, "nothing_else"),
+    ),
+    Guard(
+        "whoever is notified gets no more than his time",
+        HOOK,
+        'run_child "${NOTIFY_LIMIT}" env -i',
+        "run_child 120 env -i",
+        (*NOTIFY_TESTS, "hangs"),
+    ),
+    Guard(
+        "a bad notifier does not hold up a recovery",
+        HOOK,
+        "  PHASE='asking'\n",
+        "",
+        (*NOTIFY_TESTS, "hold_up or silence"),
     ),
 ]

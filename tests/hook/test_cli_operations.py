@@ -2,60 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.gate_folder import Ended
-from tests.hook.harness import REVISION, STAGING_ID, Clone, PretendedHost
-from tests.support import clean_environment, run
-
-SETTINGS = """
-self_hosting_repo = "shop"
-repos_dir = "repos"
-settle = 0
-[host]
-hook = "{hook}"
-repo_path = "{folder}"
-[targets.shop]
-repo = "shop"
-prod_image = "shop-shop"
-[targets.shop.prod]
-port = 43100
-pin = "PIN"
-"""
-
-
-class Desk:
-    """A folder with settings for a pretended host, and the command line in it."""
-
-    def __init__(self, host: PretendedHost, folder: Path) -> None:
-        self.host = host
-        self.folder = folder
-        Clone(folder / "repos" / "shop")
-        (folder / "imagefresh.toml").write_text(SETTINGS.format(hook=host.hook.path, folder=host.compose_dir))
-
-    def imagefresh(self, *argv: str) -> Ended:
-        command = [str(Path(sys.executable).with_name("imagefresh")), *argv, "--repo", "shop"]
-        done = run(command, cwd=self.folder, env=clean_environment(COLUMNS="220"), check=False)
-        return Ended(done.returncode, done.stdout + done.stderr)
-
-    def read(self, *argv: str) -> Any:
-        """Return the one JSON document of a command that ended with 0."""
-        command = [str(Path(sys.executable).with_name("imagefresh")), *argv, "--json", "--repo", "shop"]
-        return json.loads(run(command, cwd=self.folder, env=clean_environment()).stdout)
-
-
-@pytest.fixture
-def desk(pretended: PretendedHost, tmp_path: Path) -> Desk:
-    folder = tmp_path / "desk"
-    folder.mkdir()
-    return Desk(pretended, folder)
+from tests.hook.desk import Desk
+from tests.hook.harness import REVISION, STAGING_ID, PretendedHost
 
 
 def test_status_shows_what_runs_and_whether_it_was_proven(desk: Desk) -> None:

@@ -17,14 +17,6 @@ from tests.hook.verdicts import GATE_RUN, Signed
 COMMIT = r"mv .*/\.env $"
 
 
-@pytest.fixture
-def crashing(pretended: PretendedHost, tmp_path: Path) -> Crashing:
-    """The same host, on which the hook can be killed anywhere."""
-    real = {"docker": pretended.tools / "docker", "curl": pretended.tools / "curl"}
-    system = {tool: Path("/usr/bin", tool) for tool in ("mv", "rm", "sync")}
-    return Crashing(tmp_path / "crashing", {**real, **system}, engine="unix:///nowhere.sock")
-
-
 def journal(host: PretendedHost) -> Path:
     return host.compose_dir / ".imagefresh" / "journal"
 
