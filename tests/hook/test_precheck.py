@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hook.crash import KILL_SESSION, Crashing, Point
-from tests.hook.harness import PROD_ID, STAGING_ID, PretendedHost, RealHost
+from tests.hook.crash import KILL_SESSION, Crashing, Point, send
+from tests.hook.harness import PROD_ID, STAGING_ID, Outcome, PretendedHost, RealHost
 from tests.hook.test_real_promotion import SILENT, break_staging
 
 STARTED = " run -d "
@@ -71,11 +71,25 @@ def test_one_that_does_not_start_refuses(pretended: PretendedHost) -> None:
     assert "the address is in use" in outcome.reason
 
 
+def interrupted(host: PretendedHost, folder: Path, action: str) -> Outcome | None:
+    """Let something happen to the hook once the candidate was started beside production."""
+    crashing = Crashing(folder, {name: host.tools / name for name in ("docker", "curl")}, engine="unix:///nowhere.sock")
+    variables = {**host.promotion_variables(), "PRECHECK": "yes"}
+    outcome = crashing.call("--promote", variables, Point(moment="after", command=STARTED, action=action))
+    assert crashing.acted
+    return outcome
+
+
+@pytest.mark.parametrize("signal", ["HUP", "INT", "TERM"])
+def test_a_signal_leaves_nothing_behind(pretended: PretendedHost, tmp_path: Path, signal: str) -> None:
+    outcome = interrupted(pretended, tmp_path / "crashing", send(signal))
+    assert outcome is not None
+    assert outcome.verdict == (11, "interrupted")
+    assert (left(pretended), pretended.production) == ([], [PROD_ID])
+
+
 def test_what_a_killed_run_left_is_removed(pretended: PretendedHost, tmp_path: Path) -> None:
-    real = {"docker": pretended.tools / "docker", "curl": pretended.tools / "curl"}
-    crashing = Crashing(tmp_path / "crashing", real, engine="unix:///nowhere.sock")
-    variables = {**pretended.promotion_variables(), "PRECHECK": "yes"}
-    crashing.call("--promote", variables, Point(moment="after", command=STARTED, action=KILL_SESSION))
+    assert interrupted(pretended, tmp_path / "crashing", KILL_SESSION) is None
     assert len(left(pretended)) == 1
     assert pretended.recover().status == 0
     assert (left(pretended), pretended.production) == ([], [PROD_ID])
