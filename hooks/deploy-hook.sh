@@ -40,7 +40,7 @@ readonly STAGING_VARIABLES='GIT_SHA BUILD_CONTEXT BUILD_SUBDIR BUILD_DOCKERFILE 
   TARGET_SERVICE TARGET_PORT COMPOSE_PROFILE STAGING_CONTAINER STAGING_CHECK_COMMAND STAGING_CHECK_PATH
   STAGING_CHECK_MODE BUILD_TIMEOUT CHECK_TIMEOUT'
 readonly PROMOTION_VARIABLES='SOURCE_IMAGE EXPECTED_REVISION EXPECTED_IMAGE_ID VERDICT PROD_IMAGE PROD_SERVICE PROD_PORT
-  PROD_PROFILE PROD_PIN'
+  PROD_PROFILE PROD_PIN PRECHECK'
 readonly OPERATION_VARIABLES='REASON HISTORY_LIMIT'
 
 readonly OBSERVATION_VARIABLES='OBSERVE OBSERVE_IMAGE OBSERVE_PATHS'
@@ -170,8 +170,9 @@ Everything else comes in variables:
              TARGET_PORT COMPOSE_PROFILE STAGING_CONTAINER STAGING_CHECK_COMMAND or STAGING_CHECK_PATH
              [STAGING_CHECK_MODE] BUILD_TIMEOUT CHECK_TIMEOUT [PROD_IMAGE PROD_SERVICE PROD_PORT]
   promotion  SOURCE_IMAGE [EXPECTED_REVISION EXPECTED_IMAGE_ID VERDICT] PROD_IMAGE PROD_SERVICE PROD_PORT
-             [PROD_PROFILE PROD_PIN]
-  rollback   [SOURCE_IMAGE: the ID of an image that is kept] PROD_IMAGE PROD_SERVICE PROD_PORT [PROD_PROFILE PROD_PIN]
+             [PROD_PROFILE PROD_PIN PRECHECK]
+  rollback   [SOURCE_IMAGE: the ID of an image that is kept] PROD_IMAGE PROD_SERVICE PROD_PORT [PROD_PROFILE PROD_PIN
+             PRECHECK]
   observe    OBSERVE [OBSERVE_IMAGE OBSERVE_PATHS] TARGET_IMAGE TARGET_SERVICE TARGET_PORT COMPOSE_PROFILE
              STAGING_CONTAINER PROD_IMAGE PROD_SERVICE PROD_PORT
   self-test  as promotion, without SOURCE_IMAGE, EXPECTED_REVISION, EXPECTED_IMAGE_ID and VERDICT
@@ -212,7 +213,7 @@ reset_state() {
   # What is decided on; see DECISION. SIGNERS_UID must own the file of those who may sign.
   declare -gA POLICY=() POLICIES=() FACT=() SIGNED=()
   POLICED='' POLICY_NAMES=() CLAIMS=() SIGNERS_UID=0 LEDGER=''
-  LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' MOVED='' AGAIN=''
+  LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' MOVED='' AGAIN='' PRECHECKING=''
   # Of the audit: who asks (the fingerprint of a key, where there is one), what could not be written, and 1 in a case of
   # --self-test, which decides nothing.
   WHO='' UNRECORDED='' REHEARSAL='' STATE=''
@@ -338,7 +339,10 @@ misuse() {
 # KIND CAUSE REASON
 stop() {
   case "${PHASE}" in
-    before) conclude "$@" ;;
+    before)
+      [[ -z "${PRECHECKING}" || "$1" != refused ]] || set -- "$1" "precheck-$2" "$3"
+      conclude "$@"
+      ;;
     swapping) roll_back "$2" "$3" ;;
     asking)
       say "warning: nobody is notified: $3"
@@ -394,6 +398,7 @@ tidy_up_engine() {
   if [[ -n "${CHECKING}" ]]; then # ends the hung process inside the container too
     run_child "${QUICK}" docker container restart -t 2 "${CONTAINER_ID}" >/dev/null 2>&1
   fi
+  [[ -z "${PRECHECKING}" ]] || remove_precheck
   tidy_up_self_test
   tidy_up_observation
   [[ -n "${RUN_TAG}" ]] || return 0
@@ -941,6 +946,7 @@ read_production_variables() {
       ;;
     *) ;;
   esac
+  may_have PRECHECK 'yes|no' 'yes, no or nothing'
 }
 
 # Leave in REPLY a reference as the engine reads it: `x`, `x:latest` and `docker.io/library/x` are one.
@@ -1232,6 +1238,7 @@ assign() {
     PROD_PORT) PROD_PORT=$2 ;;
     PROD_PROFILE) PROD_PROFILE=$2 ;;
     PROD_PIN) PROD_PIN=$2 ;;
+    PRECHECK) PRECHECK=$2 ;;
     HISTORY_LIMIT) HISTORY_LIMIT=$2 ;;
     OBSERVE) OBSERVE=$2 ;;
     OBSERVE_IMAGE) OBSERVE_IMAGE=$2 ;;
@@ -1513,10 +1520,11 @@ resolve_compose() {
 
 # Leave PROJECT and the SERVICE_* tables. The JSON is Compose's own, one value per line, indented by two spaces.
 parse_compose() {
-  local line section='' service='' key=''
+  local line section='' service='' key='' target=''
   PROJECT=''
   declare -gA SERVICE_IMAGE=() SERVICE_CONTAINER=() SERVICE_BUILD=()
   declare -gA SERVICE_PROFILES=() SERVICE_DEPENDS=() SERVICE_PORTS=() SERVICE_PULL=() SERVICE_SAYS=() SERVICE_MOUNTS=()
+  declare -gA SERVICE_TARGET=()
   while IFS= read -r line; do
     if [[ "${line}" =~ ^' '{2}\"([a-z0-9-]+)\":' '(.*)$ ]]; then
       section=${BASH_REMATCH[1]}
@@ -1556,7 +1564,7 @@ parse_service_item() {
   case "$2" in
     profiles) [[ ! "$3" =~ ^' '{8}\"(.*)\" ]] || SERVICE_PROFILES[$1]+=" ${BASH_REMATCH[1]} " ;;
     depends_on) [[ ! "$3" =~ ^' '{8}\"(.*)\":' {' ]] || SERVICE_DEPENDS[$1]+=" ${BASH_REMATCH[1]}" ;;
-    ports) [[ ! "$3" =~ ^' '{10}\"published\":' '\"(.*)\" ]] || SERVICE_PORTS[$1]+=" ${BASH_REMATCH[1]} " ;;
+    ports) parse_port "$1" "$3" ;;
     volumes) [[ ! "$3" =~ ^' '{10}\"target\":' '\"(.*)\" ]] || SERVICE_MOUNTS[$1]+="${BASH_REMATCH[1]}"$'\n' ;;
     configs | secrets)
       [[ ! "$3" =~ ^' '{10}\"(source|target)\":' '\"(.*)\" ]] || SERVICE_MOUNTS[$1]+="${BASH_REMATCH[2]}"$'\n'
@@ -1565,8 +1573,21 @@ parse_service_item() {
   esac
 }
 
-# Recreate one service from an image ID: SERVICE PROFILE ID PIN. Nothing else is started, built or pulled.
-recreate() {
+# SERVICE LINE, of whose ports the container's comes before the host's. SERVICE:PORT of the host is a key of SERVICE_TARGET.
+parse_port() {
+  local published
+  if [[ "$2" =~ ^' '{10}\"target\":' '([0-9]+) ]]; then
+    target=${BASH_REMATCH[1]}
+  elif [[ "$2" =~ ^' '{10}\"published\":' '\"(.*)\" ]]; then
+    published=${BASH_REMATCH[1]}
+    SERVICE_PORTS[$1]+=" ${published} "
+    published="$1:${published}"
+    SERVICE_TARGET[${published}]=${target}
+  fi
+}
+
+# Leave in COMPOSE the words that call compose for a service which is to run an image ID: SERVICE PROFILE ID PIN.
+compose_with() {
   local argv=(docker compose)
   if [[ -n "$4" ]]; then # the host's own files, so that a later plain `up` finds the same configuration
     argv=(env "$4=$3" docker compose)
@@ -1576,7 +1597,13 @@ recreate() {
     argv+=(-f "${WORK}/compose.json" -f "${WORK}/override.yaml")
   fi
   [[ -z "$2" ]] || argv+=(--profile "$2")
-  change "${RECREATE}" "${argv[@]}" up -d --force-recreate --no-deps --no-build --pull never "$1"
+  COMPOSE=("${argv[@]}")
+}
+
+# Recreate one service from an image ID: SERVICE PROFILE ID PIN. Nothing else is started, built or pulled.
+recreate() {
+  compose_with "$@"
+  change "${RECREATE}" "${COMPOSE[@]}" up -d --force-recreate --no-deps --no-build --pull never "$1"
   if [[ "${STATUS}" != 0 ]]; then
     error_line
     blame recreate-failed "service $1: expected compose to recreate it, observed: ${REPLY}" "correct that and try again"
@@ -1645,6 +1672,12 @@ take_container() {
   [[ "${#FOUND[@]}" == 1 ]] ||
     refuse container-count "service $1: expected exactly 1 container, observed ${#FOUND[@]}" \
       "the hook handles services without replicas"
+  take_only "$@"
+  find_address "$3"
+}
+
+# Take the one container of FOUND: SERVICE ID.
+take_only() {
   CONTAINER_ID=${FOUND[0]}
   read_container "${CONTAINER_ID}"
   STARTED_AT=${SEEN[started]-}
@@ -1652,7 +1685,6 @@ take_container() {
     refuse container-image "service $1: expected its container to run $2, observed ${SEEN[image]-no container}" \
       "look for another compose call at the same time"
   judge_container
-  find_address "$3"
 }
 
 # Stop unless the container runs without a restart since it was taken.
@@ -3435,6 +3467,77 @@ are kept for it and that no rollback has left, observed ${kept:-none}; name one 
   [[ ! "${SEEN_REVISION}" =~ ^\"(${HEX40})\"$ ]] || REVISION=${BASH_REMATCH[1]}
 }
 
+# --- Promotion: the precheck ------------------------------------------------------------------------------------------
+# The candidate runs beside production for a moment, as production's own compose configuration says, on a port of loopback
+# that the engine chooses. Whatever fails here is a refusal: production is not touched yet.
+readonly REHEARSED='imagefresh.precheck'
+
+precheck() {
+  [[ "${PRECHECK}" == yes ]] || return 0
+  PRECHECKING=1
+  step precheck "starting ${IMAGE_ID} beside production"
+  remove_precheck
+  start_precheck
+  take_only "${PROD_SERVICE}" "${IMAGE_ID}"
+  compare_start "${IMAGE_ID}"
+  find_precheck_address
+  AGAIN='precheck-'
+  await_health
+  require_alive
+  AGAIN=''
+  remove_precheck
+  PRECHECKING=''
+}
+
+# Nothing is built or pulled: production has no build:, and pull_policy: never. Leaves its container in FOUND.
+start_precheck() {
+  local published="${PROD_SERVICE}:${PROD_PORT}" target
+  target=${SERVICE_TARGET[${published}]-}
+  [[ -n "${target}" ]] ||
+    refuse port-not-published "service ${PROD_SERVICE}: expected ports: to publish ${PROD_PORT}, observed none that does" \
+      "publish it, or leave out PRECHECK"
+  compose_with "${PROD_SERVICE}" "${PROD_PROFILE}" "${IMAGE_ID}" "${PROD_PIN}"
+  change "${RECREATE}" "${COMPOSE[@]}" run -d --no-deps --publish "127.0.0.1::${target}" \
+    --name "imagefresh-precheck-${WORK##*.}" --label "${REHEARSED}=${PROJECT}/${PROD_SERVICE}" "${PROD_SERVICE}"
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame start-failed "service ${PROD_SERVICE}: expected compose to start one more, observed: ${REPLY}" \
+      "correct that, or leave out PRECHECK"
+  fi
+  list_containers --filter "label=${REHEARSED}=${PROJECT}/${PROD_SERVICE}"
+  [[ "${#FOUND[@]}" == 1 ]] ||
+    refuse container-count "service ${PROD_SERVICE}: expected exactly 1 container beside it, observed ${#FOUND[@]}" \
+      "look for another compose call at the same time"
+}
+
+# Leave in ADDRESS where the engine published the port of the taken container.
+find_precheck_address() {
+  local binding published="${PROD_SERVICE}:${PROD_PORT}"
+  ADDRESS=''
+  for binding in ${SEEN[ports]-}; do
+    [[ "${binding}" != "${SERVICE_TARGET[${published}]}/tcp|127.0.0.1|"* ]] ||
+      ADDRESS="127.0.0.1:${binding##*|}"
+  done
+  [[ -n "${ADDRESS}" ]] ||
+    refuse port-not-published "container ${CONTAINER_ID:0:12}: expected a port on 127.0.0.1, observed: ${SEEN[ports]%.}" \
+      "look at the network of ${PROD_SERVICE}"
+}
+
+# Remove what a precheck has started, of this run or of a dead one, by its ID. At the end of a run nothing may stop this.
+remove_precheck() {
+  local ids id
+  run_child "${QUICK}" docker container ls --all --quiet --no-trunc \
+    --filter "label=${REHEARSED}=${PROJECT}/${PROD_SERVICE}" >"${WORK}/out" 2>"${WORK}/err"
+  ids=$(<"${WORK}/out")
+  for id in ${ids}; do
+    run_child "${QUICK}" docker container rm --force --volumes "${id}" >"${WORK}/out" 2>"${WORK}/err"
+    [[ "${STATUS}" == 0 ]] || break
+  done
+  CONTAINER_ID=''
+  [[ "${STATUS}" == 0 ]] ||
+    say "WARNING: a container labelled ${REHEARSED}=${PROJECT}/${PROD_SERVICE} may be left: remove it"
+}
+
 # --- Promotion: the change --------------------------------------------------------------------------------------------
 
 # Write down what is production from now on: --build-staging refuses all of it, whatever a caller says.
@@ -3527,6 +3630,7 @@ change_production() {
   record_promoted
   open_history
   open_journal "$1"
+  precheck
   [[ -z "${PROD_PIN}" ]] || draft_pin "${PROD_PIN}=${IMAGE_ID}"
   keep_previous "$1"
   say "production changes from here on, whether or not the caller stays" # one who is gone already ends the run here
@@ -3688,6 +3792,7 @@ recover_production() {
   PIN_FILE=$(readlink -m -- "${COMPOSE_DIR}/.env")
   rm -f -- "${PIN_FILE}.imagefresh-${JOURNAL[run]}" 2>/dev/null || :
   resolve_compose
+  remove_precheck
   read_image "${PROD_IMAGE}"
   if [[ "${SEEN_ID}" == "${IMAGE_ID}" || (-n "${PROD_PIN}" && "${SERVICE_IMAGE[${PROD_SERVICE}]-}" == "${IMAGE_ID}") ]]; then
     finish

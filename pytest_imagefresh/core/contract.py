@@ -268,6 +268,7 @@ def _production(target: Target) -> dict[str, str]:
         "PROD_PORT": str(target.prod.port),
         "PROD_PROFILE": target.prod.profile,
         "PROD_PIN": target.prod.pin,
+        "PRECHECK": "yes" if target.prod.precheck else "no",
     }
 
 

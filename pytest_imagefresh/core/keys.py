@@ -308,6 +308,7 @@ KEYS: dict[str, Key] = {
     "targets.*.prod.profile": Key(Kind.TEXT, "the name of a compose profile, or ''", _or_empty(_matches(_NAME))),
     "targets.*.prod.health_path": _HEALTH,
     "targets.*.prod.pin": Key(Kind.TEXT, "the name of a variable that nothing else uses, or ''", _is_pin),
+    "targets.*.prod.precheck": Key(Kind.FLAG, "true or false"),
     "targets.*.build.context": Key(Kind.TEXT, "a folder of the commit: relative, no '..'", _is_below),
     "targets.*.build.dockerfile": Key(Kind.TEXT, "a file below the build context: relative, no '..'", _is_below),
     "targets.*.build.target": Key(Kind.TEXT, "the name of a build stage, or ''", _or_empty(_matches(_NAME))),

@@ -110,6 +110,8 @@ class Prod(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     health_path: str
     pin: str
     """The variable that the prod service's `image:` reads from the compose folder's `.env`; "" for none."""
+    precheck: bool = False
+    """Whether a promotion first tries the image beside production."""
 
 
 class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

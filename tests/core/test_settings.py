@@ -223,6 +223,7 @@ GOOD: dict[str, list[object]] = {
     "targets.*.image": ["a", "a:1", "r.example.com:5000/a/b__c-d:Tag_1.x", "localhost/a"],
     "targets.*.prod.profile": ["", "prod"],
     "targets.*.prod.pin": ["", "SHOP_PROD_IMAGE", "_x1"],
+    "targets.*.prod.precheck": [True, False],
     "targets.*.staging.health_path": ["/", "/ready?deep=1", "/a/b.c~d"],
     "targets.*.staging.check_command": [["sh"], ["python3", "-c", "a\nb", ""], ["/x", "-y"]],
     "targets.*.staging.check_format": ["exit", "tap"],
@@ -309,6 +310,7 @@ BAD: dict[str, list[object]] = {
     "targets.*.prod.port": PORT,
     "targets.*.prod.profile": ["-x", "a b", "*", 1, None],
     "targets.*.prod.health_path": HEALTH,
+    "targets.*.prod.precheck": ["false", "yes", 0, None, [], {}],
     "targets.*.prod.pin": [
         1,
         None,

@@ -753,11 +753,48 @@ GUARDS = [
         ("tests/hook/test_decision.py", "-k", "starts_something_else"),
     ),
     Guard(
+        "the candidate runs beside production first",
+        HOOK,
+        """  open_journal "$1"
+  precheck
+""",
+        """  open_journal "$1"
+""",
+        ("tests/hook/test_precheck.py", "-k", "runs_beside or does_not_answer"),
+    ),
+    Guard(
+        "what runs beside production is what will be promoted",
+        HOOK,
+        """  take_only "${PROD_SERVICE}" "${IMAGE_ID}"
+  compare_start""",
+        """  take_only "${PROD_SERVICE}" "${SEEN[image]-}"
+  compare_start""",
+        ("tests/hook/test_precheck.py", "-k", "single_difference"),
+    ),
+    Guard(
+        "nothing of a precheck stays",
+        HOOK,
+        """  [[ -z "${PRECHECKING}" ]] || remove_precheck
+  tidy_up_self_test""",
+        """  tidy_up_self_test""",
+        ("tests/hook/test_precheck.py", "-k", "signal or single_difference"),
+    ),
+    Guard(
+        "what a killed precheck left is removed",
+        HOOK,
+        """  resolve_compose
+  remove_precheck
+""",
+        """  resolve_compose
+""",
+        ("tests/hook/test_precheck.py", "-k", "killed"),
+    ),
+    Guard(
         "the journal is open before anything changes",
         HOOK,
         """  open_journal "$1"
-  [[ -z "${PROD_PIN}" ]] || draft_pin""",
-        """  [[ -z "${PROD_PIN}" ]] || draft_pin""",
+  precheck""",
+        """  precheck""",
         ("tests/hook/test_recovery.py", "-k", "undone_and_told"),
     ),
     Guard(

@@ -17,7 +17,7 @@ MOMENTS = ("before", "during", "after")
 TOOLS = ("docker", "mv", "rm", "sync")
 # What changes production, its names, its files or what is written about it.
 _CHANGES = (
-    r"docker (.* up |image (tag|rm) |container (create|rm|stop) )"
+    r"docker (.* (up|run) |image (tag|rm) |container (create|rm|stop) )"
     r"|(mv|rm) .*(\.env|/journal|/frozen)|sync .*(/verdicts|\.env)"
 )
 

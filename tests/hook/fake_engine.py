@@ -187,6 +187,8 @@ def compose(state: State, argv: list[str]) -> int:
         print("\n".join(state["always"]))
     elif "config" in argv:
         print(json.dumps(resolve(state), indent=2))
+    elif "run" in argv:
+        run_beside(state, argv)
     elif "up" in argv:
         up(state, argv)
     else:
@@ -202,11 +204,36 @@ def resolve(state: State) -> Any:
     return json.loads(json.dumps(state["compose"]).replace("${PIN}", value or "unpromoted:run-deploy-hook"))
 
 
+def run_beside(state: State, argv: list[str]) -> None:
+    """Start one more container of a service, as `compose run` does, at a port that the engine chooses."""
+    service, label = argv[-1], option(argv, "--label")[0]
+    image = image_for(state, argv)
+    container = {
+        "id": digest(option(argv, "--name")[0]),
+        "name": option(argv, "--name")[0],
+        "image": image,
+        "project": "project",
+        "service": service,
+        "oneoff": "True",
+        "precheck": label.partition("=")[2],
+        "ports": [[f"{option(argv, '--publish')[0].rpartition(':')[2]}/tcp", "127.0.0.1", "49153"]],
+        **state["beside"],
+    }
+    state["containers"].append(container)
+
+
+def image_for(state: State, argv: list[str]) -> str:
+    """Return the image that a call of compose runs its service from."""
+    override = [read(name) for name in option(argv, "-f") if name.endswith("override.yaml")]
+    return str(
+        re.findall(r'image: "(.*)"', override[0])[0] if override else resolve(state)["services"][argv[-1]]["image"]
+    )
+
+
 def up(state: State, argv: list[str]) -> None:
     service = argv[-1]
     section = state["compose"]["services"][service]
-    override = [read(name) for name in option(argv, "-f") if name.endswith("override.yaml")]
-    image = re.findall(r'image: "(.*)"', override[0])[0] if override else resolve(state)["services"][service]["image"]
+    image = image_for(state, argv)
     state["count"] += 1
     container = {
         "id": digest(str(state["count"])),
@@ -217,7 +244,8 @@ def up(state: State, argv: list[str]) -> None:
         "ports": [["8000/tcp", "127.0.0.1", port["published"]] for port in section.get("ports", [])],
         **state["after_up"].get(image, state["after_up"].get("", {})),
     }
-    state["containers"] = [each for each in state["containers"] if each["service"] != service]
+    beside = [each for each in state["containers"] if each.get("oneoff") == "True"]
+    state["containers"] = [each for each in state["containers"] if each["service"] != service] + beside
     state["containers"] += [container, *state["left_behind"]]
 
 

@@ -348,6 +348,8 @@ def _pretended_state(context: Path) -> dict[str, object]:
         "count": 0,
         # How a container is after `up`, by image ("" for any).
         "after_up": {},
+        # How a container is that `run` started, where that is not as usual.
+        "beside": {},
         # Containers that nobody asked for, there after every `up`.
         "left_behind": [],
         # What curl gets: one after the other, the last for ever; by image, always the same.

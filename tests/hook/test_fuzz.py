@@ -65,6 +65,7 @@ GOOD = {
     "PROD_PORT": "8500",
     "PROD_PROFILE": "",
     "PROD_PIN": "PIN",
+    "PRECHECK": "no",
 }
 POLICY = {
     "PROD_IMAGE": "shop-shop",

@@ -99,8 +99,9 @@ BAD: dict[str, list[str]] = {
     "PROD_PORT": [*COUNTS, "65536"],
     "PROD_PROFILE": [each for each in NAMES if each],
     "PROD_PIN": ["1A", "A-B", "A B", "A=B", "A[$(id)]", "PATH", "home", "LD_PRELOAD", "DOCKER_HOST", "A\n"],
+    "PRECHECK": ["Yes", "true", "1", "yes\n", "$(id)"],
 }
-PROMOTION = {*PROMOTION_ONLY, "PROD_PROFILE", "PROD_PIN"}
+PROMOTION = {*PROMOTION_ONLY, "PROD_PROFILE", "PROD_PIN", "PRECHECK"}
 
 
 @pytest.mark.parametrize("name", sorted(BAD))
