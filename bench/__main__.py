@@ -27,6 +27,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.gap import RATE, Gap  # noqa: E402
 from bench.scene import LARGE_MB, Large, Scene  # noqa: E402
 from tests.sshd import Sshd  # noqa: E402
 from tests.support import Engine, Orchestrator, Ports, start_engine  # noqa: E402
@@ -70,9 +71,9 @@ class Subject:
     """How often in each turn: what takes milliseconds needs more runs than what takes seconds."""
 
 
-def subjects(scene: Scene, large: Large) -> list[Subject]:
+def subjects(scene: Scene, large: Large, gap: Gap) -> list[Subject]:
     """Return everything that is measured, in the order of one turn."""
-    floor, folder = "bare commands", "build, folder"
+    floor, folder, silence = "bare commands", "build, folder", "gap, compose"
     gate, proof = 0.6, "budget without the pause proof"
     return [
         Subject(Measured(floor, note="export, build, compose up, poll, exec, in one shell"), scene.bare),
@@ -100,6 +101,13 @@ def subjects(scene: Scene, large: Large) -> list[Subject]:
         Subject(
             Measured("build, hook, proven", base=folder, note="and what is left of its step proof, settle 0"),
             large.hook("export", "build", "proof"),
+        ),
+        Subject(
+            Measured(silence, note=f"no answer to {RATE} requests a second while .env is written and compose up"),
+            gap.compose,
+        ),
+        Subject(
+            Measured("gap, promotion", base=silence, note="the same, promoted by the hook, settle 0"), gap.promotion
         ),
     ]
 
@@ -176,9 +184,10 @@ def main() -> int:
     with ExitStack() as stack:
         stack.callback(ports.release)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imagefresh-bench-")))
-        usual, large = (make_copy(stack, engine, folder / name, ports) for name in ("usual", "large"))
+        usual, large, gap = (make_copy(stack, engine, folder / name, ports) for name in ("usual", "large", "gap"))
         sshd = stack.enter_context(Sshd(folder / "sshd"))
-        listed = subjects(Scene(usual, folder / "usual", sshd), Large(large, folder / "large"))
+        scene, many_files = Scene(usual, folder / "usual", sshd), Large(large, folder / "large")
+        listed = subjects(scene, many_files, Gap(gap, folder / "gap"))
         results = measure(listed, runs)
         version = engine.docker("version", "--format", "{{.Client.Version}} {{.Server.Version}}")
     about = {"python": platform.python_version(), "processors": os.cpu_count(), "docker": version}
