@@ -47,9 +47,10 @@ readonly OBSERVATION_VARIABLES='OBSERVE OBSERVE_IMAGE OBSERVE_PATHS'
 readonly OBSERVE_WORD='(engine|image|container|production|owners|changes|places|archive|answer|silence|log)'
 # Of --observe: seconds for an archive out of an image, and lines of a log.
 readonly CONTENT=300 LOG_LINES=500
-# Of the pause proof: fresh connections to each address, seconds for an answer before it, milliseconds of silence at least
-# and of everything at most; then a paused container runs again, whatever has become of this process.
-readonly CONNECTIONS=5 PATIENCE=1 LEAST_SILENCE=300 DEADMAN=3000
+# Of the pause proof: fresh connections to each address, addresses for a wildcard at most, seconds for an answer before it,
+# milliseconds of silence at least and of everything at most; then a paused container runs again, whatever has become of
+# this process.
+readonly CONNECTIONS=5 MOST_ADDRESSES=32 PATIENCE=1 LEAST_SILENCE=300 DEADMAN=3000
 
 # What a key that is bound to one target may ask for (--ssh): a mode that is in no list is out of its reach.
 readonly GATE_MODES='--build-staging --observe --verify --lease --self-test --status --history --contract'
@@ -200,7 +201,7 @@ reset_state() {
   # Of --lease: its token, and since when it is held and the caller was last heard, in milliseconds.
   TOKEN='' LEASED=0 HEARD=0
   # Of --observe: what was observed, files of $WORK; a container that is only read, a pause that must end and who ends it.
-  OBSERVED=() BOX='' PAUSED='' DEADMAN_PID='' ADDRESSES=() LISTENERS='' STAGED=''
+  OBSERVED=() BOX='' PAUSED='' DEADMAN_PID='' ADDRESSES=() LISTENERS='' OWN_ADDRESSES='' STAGED=''
   # Of --self-test: its scratch images, its cases as PID, name and cause, and what they ended with.
   SCRATCH=() LABELLED='' UNLABELLED='' CASES=() CASE_RESULTS='' SIGNED_AT=''
   # Answers of the functions below: bash cannot hand back a value and keep errexit.
@@ -4458,6 +4459,7 @@ observe_silence() {
   find_staging_container
   refuse_to_pause
   find_listeners
+  find_own_addresses
   find_addresses
   ask_addresses usual 2 "${PATIENCE}"
   slowest_answer
@@ -4509,14 +4511,24 @@ find_listeners() {
   done < <(cat -- /proc/net/tcp /proc/net/tcp6 2>/dev/null || :)
 }
 
-# Leave in ADDRESSES where to ask: what the container publishes, this host itself, wherever else something listens.
+# Leave in OWN_ADDRESSES the lines of the host's tables of routes and interfaces that say what its addresses are.
+find_own_addresses() {
+  OWN_ADDRESSES=$(
+    sed -n -e '/|--/h' -e '/\/32 host LOCAL/{g;p' -e '}' -- /proc/net/fib_trie 2>/dev/null || :
+    cat -- /proc/net/if_inet6 2>/dev/null || :
+  )
+}
+
+# Leave in ADDRESSES where to ask: what the container publishes, this host itself, wherever else something listens, and
+# what a wildcard among these stands for.
 find_addresses() {
-  local binding host fields=() line
+  local binding host fields=() line wildcards=' '
   ADDRESSES=()
   for binding in ${SEEN[ports]}; do
     [[ "${binding}" == */tcp\|*\|"${TARGET_PORT}" ]] || continue
     host=${binding#*|}
     add_address "${host%|*}"
+    add_wildcard "${host%|*}"
   done
   add_address 127.0.0.1
   while IFS= read -r line; do
@@ -4524,8 +4536,40 @@ find_addresses() {
     read -ra fields <<<"${line}"
     socket_address "${fields[1]%:*}"
     add_address "${REPLY}"
+    add_wildcard "${REPLY}"
     [[ "${REPLY}" != :: ]] || add_address 127.0.0.1 # may stand for every IPv4 address, too
   done <<<"${LISTENERS}"
+  [[ "${wildcards}" == ' ' ]] || add_own_addresses
+}
+
+# An address that stands for all of them is remembered in the caller's `wildcards`: ADDRESS.
+add_wildcard() {
+  case "$1" in
+    '' | 0.0.0.0 | ::) wildcards+="${1:-::} " ;;
+    *) ;;
+  esac
+}
+
+# What the caller's `wildcards` stand for, within bounds. An IPv6 address of one link is none without its interface.
+add_own_addresses() {
+  local fields=() line address taken=' ' count=0
+  while IFS= read -r line; do
+    [[ -n "${line}" ]] || continue
+    read -ra fields <<<"${line}"
+    case "${line}" in
+      *'|-- '*) address=${line##* } ;;
+      fe[89ab]*) continue ;;
+      *)
+        [[ "${wildcards}" == *' :: '* ]] || continue
+        long_address "${fields[0]-}"
+        address=${REPLY}
+        ;;
+    esac
+    [[ "${taken}" != *" ${address} "* ]] || continue
+    taken+="${address} " count=$((count + 1))
+    ((count <= MOST_ADDRESSES)) || return 0
+    add_address "${address}"
+  done <<<"${OWN_ADDRESSES}"
 }
 
 # One that stands for all of them is asked at its loopback: ADDRESS.
@@ -4549,7 +4593,15 @@ socket_address() {
   [[ "${hex}" != 00000000000000000000FFFF* ]] || hex=${hex:24}
   if [[ "${#hex}" == 8 ]]; then
     printf -v REPLY '%d.%d.%d.%d' "0x${hex:0:2}" "0x${hex:2:2}" "0x${hex:4:2}" "0x${hex:6:2}"
-  elif [[ "${hex}" =~ ^0+$ ]]; then
+  else
+    long_address "${hex}"
+  fi
+}
+
+# Leave in REPLY the IPv6 address of 32 hexadecimal digits: HEX.
+long_address() {
+  local hex=$1
+  if [[ "${hex}" =~ ^0+$ ]]; then
     REPLY=::
   elif [[ "${hex}" =~ ^0{31}1$ ]]; then
     REPLY=::1
@@ -4624,15 +4676,17 @@ await_answer() {
 
 # SECONDS USUAL STATE ELAPSED HEARD, times in milliseconds
 write_silence() {
-  local asked url lines
+  local asked url lines own
   printf -v asked ',"%s"' "${ADDRESSES[@]}"
   json_pair url "http://${ADDRESS}${HEALTH_PATH}"
   url=${REPLY}
   lines=${LISTENERS//$'\n'/\\n}
+  own=${OWN_ADDRESSES//$'\n'/\\n}
   json_pair answer "${ANSWER}"
   printf '{"addresses":[%s],"connections":%d,"seconds":%d,"usual":%d,"state":"%s","elapsed":%d,"heard":[%s]' \
     "${asked#,}" "${CONNECTIONS}" "$1" "$2" "$3" "$4" "$5" >"${WORK}/observed.silence"
-  printf ',%s,%s,"listeners":"%s"}' "${url}" "${REPLY}" "${lines}" >>"${WORK}/observed.silence"
+  printf ',%s,%s,"listeners":"%s","host":"%s"}' "${url}" "${REPLY}" "${lines}" "${own}" \
+    >>"${WORK}/observed.silence"
 }
 
 # --- Start -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pytest_imagefresh.adapters.compose import read_service
 from pytest_imagefresh.adapters.host import Host
 from pytest_imagefresh.core import settings
 from pytest_imagefresh.core.compose import ComposeEvidence, compare_services, secret_variables, service_of
-from pytest_imagefresh.core.errors import EvidenceError, ImagefreshError
+from pytest_imagefresh.core.errors import EvidenceError, ImagefreshError, Refused
 from pytest_imagefresh.core.masking import Masker
 
 _Value = TypeVar("_Value")
@@ -92,7 +92,10 @@ def read_host_compose(host: Host, place: settings.Host, profile: str, *, timeout
     text, end, env = done.stdout.partition(b"\0")
     if done.status != 0 or not end:
         said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
-        raise EvidenceError(f"compose cannot resolve {place.repo_path} on {host.name}; it said: {said[0]}")
+        raise EvidenceError(
+            f"compose cannot resolve {place.repo_path} on {host.name}, expected its configuration as evidence; "
+            f"it said: {said[0]}; let our user run 'docker compose config' there"
+        )
     return HostCompose(text, env)
 
 
@@ -102,15 +105,16 @@ def compare_with_commit(
     """Return the host's configuration as evidence, beside what the commit's own compose file says of the service.
 
     `files` are the commit's YAML and env files, `folder` is the compose folder of the host. `timeout` in seconds bounds
-    the commit's side. Where there is nothing to compare, the evidence says why. Raises EvidenceError for a
-    configuration of the host's that is none.
+    the commit's side. Where there is nothing to compare, because the commit has no compose file or one that does not
+    resolve with the host's variables, the evidence says why. Raises EvidenceError where either side could not be found
+    out.
     """
     service, configuration = target.staging.service, found.configuration
     digest = hashlib.sha256(found.text).hexdigest()
     project = str(configuration.get("name") or target.repo)
     try:
         own = read_service(files, service, env=found.env, project=project, timeout=timeout)
-    except ImagefreshError as error:
-        return ComposeEvidence(service, configuration, digest, str(error))
+    except Refused as refused:
+        return ComposeEvidence(service, configuration, digest, str(refused))
     differences = compare_services(service_of(configuration, service, folder), own)
     return ComposeEvidence(service, configuration, digest, "", tuple(differences))

@@ -17,9 +17,11 @@ from pytest_imagefresh.core.evidence import Container, Silence
 from pytest_imagefresh.core.port import (
     CONNECTIONS,
     DEADMAN_SECONDS,
+    addresses_left_out,
     addresses_to_ask,
     check_may_pause,
     check_paused,
+    parse_host_addresses,
     parse_listeners,
     seconds_of_silence,
 )
@@ -34,8 +36,9 @@ def read_silence(run: TargetRun, container: Container) -> Silence:
     """Pause staging for a moment and return what came from its port meanwhile, and afterwards.
 
     1. nothing of production is ever paused; 2. the usual answer is measured; 3. the host is told to end the pause
-    whatever becomes of us, and says who else listens; 4. the pause is listened to, 5. proven to have lasted, and ended;
-    6. the port is asked again. Raises Refused for 1, EvidenceError where any other step cannot be made sure of.
+    whatever becomes of us, and says who else listens and what its addresses are; 4. the pause is listened to, 5.
+    proven to have lasted, and ended; 6. the port is asked again. Raises Refused for 1, EvidenceError where any
+    other step cannot be made sure of.
     """
     prods = [target.prod for target in (run.target, *run.settings.targets.values())]
     check_may_pause(container, run.production_before, prods).require()
@@ -52,7 +55,9 @@ def read_silence(run: TargetRun, container: Container) -> Silence:
         )
     started = time.monotonic()
     deadman = _arm(run, container)
-    more = _ends(run, addresses_to_ask(container, port, parse_listeners(deadman.listeners, port)), known=ends)
+    told = parse_listeners(deadman.listeners, port), parse_host_addresses(deadman.addresses)
+    left_out = addresses_left_out(container, port, *told)
+    more = _ends(run, addresses_to_ask(container, port, *told), known=ends)
     usual, ends = max(usual, _usual(run, more)), {**ends, **more}
     seconds = seconds_of_silence(usual, time.monotonic() - started)
     with run.engine.paused(container.id):
@@ -70,6 +75,7 @@ def read_silence(run: TargetRun, container: Container) -> Silence:
         usual=usual,
         heard=tuple(address for address, times in heard.items() if times),
         after=after,
+        left_out=left_out,
     )
 
 
@@ -78,6 +84,7 @@ class _Observed(msgspec.Struct, frozen=True):
 
     addresses: tuple[str, ...]
     listeners: str
+    host: str
     connections: int
     seconds: int
     usual: int
@@ -99,7 +106,8 @@ def _observe_silence(run: TargetRun, container: Container) -> Silence:
             f"the hook's pause proof is not understood: {error}; is it really deploy-hook.sh?"
         ) from error
     port = run.target.staging.port
-    wanted = addresses_to_ask(container, port, parse_listeners(found.listeners, port))
+    told = parse_listeners(found.listeners, port), parse_host_addresses(found.host)
+    wanted, left_out = addresses_to_ask(container, port, *told), addresses_left_out(container, port, *told)
     missed = [address for address in wanted if ip_address(address) not in asked]
     silent = found.seconds / 1000 >= seconds_of_silence(found.usual / 1000, 0)
     if report.container_id != container.id.hex or missed or found.connections < CONNECTIONS or not silent:
@@ -116,6 +124,7 @@ def _observe_silence(run: TargetRun, container: Container) -> Silence:
         usual=found.usual / 1000,
         heard=found.heard,
         after=parse_answer(found.url, found.answer),
+        left_out=left_out,
     )
 
 

@@ -382,7 +382,7 @@ class TargetRun:
         if report.container_id:
             self._learn_secrets(self.engine.read_container(report.container_id))
         self.check = report.check
-        self._keep_compose(reading)
+        self._keep_compose(reading, may_be_unknown=self.restricted or not report.ok)
         return report
 
     def _require_compose_of_the_host(self) -> None:
@@ -526,13 +526,19 @@ class TargetRun:
         found = self._read_host_compose()
         return found, compare_with_commit(found, self.compose_files, self.target, folder, timeout=bounds.git)
 
-    def _keep_compose(self, reading: Meanwhile[tuple[HostCompose, ComposeEvidence]]) -> None:
-        """Keep what was read of the compose files. It decides nothing, so a failure is told and refuses nothing."""
+    def _keep_compose(self, reading: Meanwhile[tuple[HostCompose, ComposeEvidence]], *, may_be_unknown: bool) -> None:
+        """Keep what was read of the compose files. What they say decides nothing, but it has to be known.
+
+        A key that may ask the hook only cannot read them, and a hook that failed has the better reason: then a failure
+        is told. Otherwise it is raised.
+        """
         try:
             found, self.compose = reading.result()
             self.host_compose = found
             found.teach(self.run.mask)
         except ImagefreshError as error:
+            if not may_be_unknown:
+                raise
             problem = f"the host's compose configuration is unknown: {error}"
             self.compose = ComposeEvidence(self.target.staging.service, {}, "", problem)
         self.facts["compose"] = self.run.mask(self.compose.sentence())

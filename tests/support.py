@@ -186,13 +186,13 @@ class _Foreign(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def foreign_server(address: str, port: int) -> Iterator[None]:
-    """Serve HTTP 200 on a port that is not its own."""
+def foreign_server(address: str, port: int) -> Iterator[int]:
+    """Serve HTTP 200 on a port that is not its own, 0 for any; yield the port."""
     with ThreadingHTTPServer((address, port), _Foreign) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield
+            yield server.server_port
         finally:
             server.shutdown()
             thread.join()

@@ -21,7 +21,7 @@ _ARMED = re.compile(r"armed ([1-9][0-9]*)")
 
 # Arguments: engine socket, container ID, port in hex, seconds. The first question shows that the deadman will reach
 # this container, the same way. TERM and HUP, as at a logout, end the pause at once; USR1 disarms. Who else listens must
-# be known, or somebody would not be asked.
+# be known, or somebody would not be asked. The host's own addresses are what a wildcard stands for.
 _ARM = r"""
 curl -q -fsS --noproxy '*' --max-time 5 -o /dev/null --unix-socket "$1" "http://engine/containers/$2/json" || exit 1
 cd /
@@ -35,6 +35,9 @@ setsid sh -c '
 echo "armed $!"
 cat /proc/net/tcp >/dev/null || exit 1
 cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -E ":$3 [0-9A-F]+:0000 0A "
+echo addresses
+sed -n -e '/|--/h' -e '/\/32 host LOCAL/{g;p' -e '}' /proc/net/fib_trie 2>/dev/null
+cat /proc/net/if_inet6 2>/dev/null
 exit 0
 """
 
@@ -46,6 +49,8 @@ class Deadman:
     pid: str
     listeners: str
     """The lines of the host's tables of sockets that speak of the port."""
+    addresses: str
+    """The lines of the host's tables of routes and interfaces that say what its addresses are."""
 
 
 def arm(
@@ -57,14 +62,15 @@ def arm(
     """
     argv = ["sh", "-c", _ARM, "sh", engine_socket, container_id.hex, f"{port:04X}", f"{seconds:g}"]
     done = host.run(argv, timeout=timeout)
-    first, _, listeners = done.stdout.decode(errors="replace").partition("\n")
+    first, _, told = done.stdout.decode(errors="replace").partition("\n")
+    listeners, _, addresses = told.rpartition("addresses\n")
     armed = _ARMED.fullmatch(first)
     if done.status != 0 or armed is None:
         raise EvidenceError(
             f"host {host.name} did not confirm that it would end a pause of container {container_id}: "
             f"{last_line(done.stderr) or f'exit status {done.status}'}; the pause proof needs sh, curl and setsid there"
         )
-    return Deadman(armed[1], listeners)
+    return Deadman(armed[1], listeners, addresses)
 
 
 def disarm(host: Host, deadman: Deadman, *, timeout: float) -> None:

@@ -142,6 +142,8 @@ class Silence:
     """The addresses from which a byte came all the same."""
     after: Answer
     """What the port answers now that the container runs again."""
+    left_out: tuple[str, ...] = ()
+    """The addresses of the host for which a wildcard stands, too, and which were not asked."""
 
 
 @dataclass(frozen=True)

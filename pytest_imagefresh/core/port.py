@@ -18,6 +18,9 @@ DEADMAN_SECONDS = 3.0
 CONNECTIONS = 5
 """How many fresh connections ask each address of a paused container."""
 
+MOST_ADDRESSES = 32
+"""How many addresses of a host are asked for a wildcard: each of a host's bridges has one."""
+
 LEAST_SECONDS = 0.3
 """How long a paused container's port must be silent, however fast it usually answers."""
 
@@ -46,6 +49,29 @@ def parse_listeners(table: str, port: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+_LEAF = re.compile(r"\s*\|-- ([0-9.]+)")
+_INTERFACE = re.compile(r"([0-9a-f]{32})( +[0-9a-f]{2,8}){4} +[^ ]+")
+
+
+def parse_host_addresses(text: str) -> tuple[str, ...]:
+    """Return the addresses of a host. `text` are its leaves of /proc/net/fib_trie, and the lines of /proc/net/if_inet6.
+
+    Source: proc(5). Raises EvidenceError for any other line.
+    """
+    found = []
+    for line in filter(str.strip, text.splitlines()):
+        if leaf := _LEAF.fullmatch(line):
+            found.append(leaf[1])
+        elif interface := _INTERFACE.fullmatch(line):
+            found.append(str(ipaddress.IPv6Address(bytes.fromhex(interface[1]))))
+        else:
+            raise EvidenceError(
+                f"the host's list of its addresses has the line {line[:80]!r}, expected one of /proc/net/fib_trie or "
+                "if_inet6; look at it there, or set pause_proof = false"
+            )
+    return tuple(dict.fromkeys(found))
+
+
 def _parse_address(text: str) -> str:
     """Return an address as people write it. The kernel prints each four bytes in the order of a little machine."""
     words = [bytes.fromhex(text[place : place + 8])[::-1] for place in range(0, len(text), 8)]
@@ -56,11 +82,50 @@ _WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S10
 """What stands for every address of a host -> where this machine reaches one of them."""
 
 
-def addresses_to_ask(container: Container, port: int, listeners: Iterable[str]) -> tuple[str, ...]:
-    """Return the addresses of the host to ask for a container's port: its own first, then wherever else one listens."""
+def addresses_to_ask(
+    container: Container, port: int, listeners: Sequence[str], host: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Return the addresses of the host to ask for a container's port.
+
+    Its own first, then wherever else one listens, then those of the `host` for which a wildcard stands.
+    """
     own = [_reachable(address) for address in published_on(container, port)]
     others = [address for each in listeners for address in _covered(each)]
-    return tuple(dict.fromkeys([*own, "127.0.0.1", *others]))
+    behind = _behind_wildcards(container, port, listeners, host)
+    routable = [address for address in behind if not _is_link_local(address)]
+    return tuple(dict.fromkeys([*own, "127.0.0.1", *others, *routable[:MOST_ADDRESSES]]))
+
+
+def addresses_left_out(
+    container: Container, port: int, listeners: Sequence[str], host: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the addresses of the `host` for which a wildcard stands, and which are not asked.
+
+    An IPv6 address of one link is none without its interface. Raises EvidenceError where a wildcard is published and
+    the host does not say what its addresses are.
+    """
+    if _wildcards(container, port, listeners) and "127.0.0.1" not in host:
+        raise EvidenceError(
+            f"port {port} is published on every address of the host, expected its addresses in /proc/net/fib_trie, "
+            f"observed {', '.join(host) or 'none'}; publish it on one address, or set pause_proof = false"
+        )
+    asked = addresses_to_ask(container, port, listeners, host)
+    return tuple(each for each in _behind_wildcards(container, port, listeners, host) if each not in asked)
+
+
+def _behind_wildcards(container: Container, port: int, listeners: Sequence[str], host: Sequence[str]) -> list[str]:
+    """Return the addresses of the `host` on which a wildcard lets somebody listen: "::" stands for IPv4, too."""
+    wildcards = _wildcards(container, port, listeners)
+    only_four = wildcards == {"0.0.0.0"}  # noqa: S104
+    return [each for each in host if wildcards and not (only_four and ":" in each)]
+
+
+def _wildcards(container: Container, port: int, listeners: Sequence[str]) -> set[str]:
+    return {address for address in (*published_on(container, port), *listeners) if address in _WILDCARDS}
+
+
+def _is_link_local(address: str) -> bool:
+    return ":" in address and ipaddress.ip_address(address).is_link_local
 
 
 def published_on(container: Container, port: int) -> tuple[str, ...]:
@@ -177,17 +242,16 @@ def check_silence(silence: Silence | None, container: Container, port: int, subj
         )
     return Verdict(
         f"paused for a moment, container {container.name} silenced {asked} for {silence.seconds:.2f} s "
-        f"(an answer usually takes {silence.usual:.3f} s), and answers again{_not_asked(container, port)}",
+        f"(an answer usually takes {silence.usual:.3f} s), and answers again{_not_asked(silence)}",
         subject,
         "silence, then HTTP 200",
         "silence, then HTTP 200",
     )
 
 
-def _not_asked(container: Container, port: int) -> str:
-    """Return the words for the addresses of the host that stand behind a wildcard, "" where there is none."""
-    wildcards = [address or "every address" for address in published_on(container, port) if address in _WILDCARDS]
-    return f"; of {', '.join(wildcards)} only the loopback address was asked" if wildcards else ""
+def _not_asked(silence: Silence) -> str:
+    """Return the words for the addresses of the host that were not asked, "" where there is none."""
+    return f"; not asked: {', '.join(silence.left_out)}" if silence.left_out else ""
 
 
 def _check_unproven(container: Container, port: int, subject: ImageId) -> Verdict:

@@ -19,7 +19,7 @@ from pytest_imagefresh.adapters.host import LocalHost
 from pytest_imagefresh.adapters.pause import Deadman, arm, disarm, first_bytes
 from pytest_imagefresh.core.errors import EvidenceError
 from pytest_imagefresh.core.identity import ContainerId
-from pytest_imagefresh.core.port import parse_listeners
+from pytest_imagefresh.core.port import parse_host_addresses, parse_listeners
 from pytest_imagefresh.core.settings import Host
 from tests import support
 
@@ -204,6 +204,7 @@ def test_a_deadman_tells_who_listens_on_the_port(connected: Engine, host: LocalH
     with socket.create_server(("127.0.0.3", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as other:
         port = int(listener.getsockname()[1])
         deadman = arm(host, connected.socket, container_id, port=port, seconds=60, timeout=20)
+        assert "127.0.0.1" in parse_host_addresses(deadman.addresses)
         # A connection is no listener.
         assert parse_listeners(deadman.listeners, port) == ("127.0.0.3",)
         assert parse_listeners(deadman.listeners, int(other.getsockname()[1])) == ()

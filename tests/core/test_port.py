@@ -11,12 +11,15 @@ from pytest_imagefresh.core.evidence import Answer, Container, Port, PortOwner, 
 from pytest_imagefresh.core.identity import ContainerId, ImageId
 from pytest_imagefresh.core.port import (
     DEADMAN_SECONDS,
+    MOST_ADDRESSES,
+    addresses_left_out,
     addresses_to_ask,
     check_may_pause,
     check_paused,
     check_port,
     check_silence,
     own_address,
+    parse_host_addresses,
     parse_listeners,
     seconds_of_silence,
 )
@@ -129,6 +132,59 @@ def test_every_address_on_which_somebody_could_answer_is_asked(
     assert own_address(ports(*published), 8501) == expected[0]
 
 
+ADDRESSES = """\
+           |-- 127.0.0.1
+              |-- 192.0.2.2
+           |-- 127.0.0.1
+              |-- 192.0.2.2
+fe8000000000000000fc00fffe000001 04 40 20 80     eth0
+20010db800000000000000000000ab01 04 40 00 82     eth0
+00000000000000000000000000000001 01 80 10 80       lo
+"""
+HOST = ("127.0.0.1", "192.0.2.2", "fe80::fc:ff:fe00:1", "2001:db8::ab01", "::1")
+
+
+def test_a_host_s_addresses_are_read_from_the_kernel_s_own_tables() -> None:
+    assert parse_host_addresses(ADDRESSES) == HOST
+    assert parse_host_addresses("\n") == ()
+
+
+@pytest.mark.parametrize("line", ["x", "+-- 10.0.0.0/8 2 0 2", "|-- localhost", "fe80 04 40 20 80 eth0"])
+def test_any_other_line_is_no_address(line: str) -> None:
+    with pytest.raises(EvidenceError, match="list of its addresses"):
+        parse_host_addresses(line)
+
+
+@pytest.mark.parametrize(
+    ("published", "listeners", "asked", "left_out"),
+    [
+        ("127.0.0.1", (), ["127.0.0.1"], ()),
+        ("0.0.0.0", (), ["127.0.0.1", "192.0.2.2"], ()),
+        ("127.0.0.1", ("0.0.0.0",), ["127.0.0.1", "192.0.2.2"], ()),
+        ("::", (), ["::1", "127.0.0.1", "192.0.2.2", "2001:db8::ab01"], HOST[2:3]),
+        ("", (), ["127.0.0.1", "192.0.2.2", "2001:db8::ab01", "::1"], HOST[2:3]),
+    ],
+    ids=str,
+)
+def test_every_address_for_which_a_wildcard_stands_is_asked(
+    published: str, listeners: tuple[str, ...], asked: list[str], left_out: tuple[str, ...]
+) -> None:
+    assert list(addresses_to_ask(ports(published), 8501, listeners, HOST)) == asked
+    assert addresses_left_out(ports(published), 8501, listeners, HOST) == left_out
+
+
+def test_more_addresses_than_are_asked_are_named() -> None:
+    host = ("127.0.0.1", *(f"192.0.2.{number}" for number in range(MOST_ADDRESSES + 1)))
+    assert len(addresses_to_ask(ports("0.0.0.0"), 8501, (), host)) == MOST_ADDRESSES
+    assert addresses_left_out(ports("0.0.0.0"), 8501, (), host) == host[MOST_ADDRESSES:]
+
+
+def test_a_wildcard_on_a_host_that_does_not_know_its_addresses_is_no_evidence() -> None:
+    with pytest.raises(EvidenceError, match="expected its addresses in /proc/net/fib_trie, observed none"):
+        addresses_left_out(ports("0.0.0.0"), 8501, (), ())
+    assert addresses_left_out(ports("127.0.0.1"), 8501, (), ()) == ()
+
+
 # How long.
 
 
@@ -197,12 +253,10 @@ def test_silence_and_an_answer_afterwards_are_accepted() -> None:
     assert check_silence(SILENCE, HOST_NETWORK, 8501, CONTAINER.image_id).ok
 
 
-def test_what_stands_behind_a_wildcard_was_not_asked_and_the_proof_says_so() -> None:
-    assert "was asked" not in check_silence(SILENCE, CONTAINER, 8501, CONTAINER.image_id).reason
-    ports = (replace(CONTAINER.ports[0], host_ip="0.0.0.0"),)
-    open_to_all = replace(CONTAINER, ports=ports)
-    reason = check_silence(SILENCE, open_to_all, 8501, CONTAINER.image_id).reason
-    assert reason.endswith("; of 0.0.0.0 only the loopback address was asked")
+def test_what_was_not_asked_is_said() -> None:
+    assert "not asked" not in check_silence(SILENCE, CONTAINER, 8501, CONTAINER.image_id).reason
+    reason = check_silence(replace(SILENCE, left_out=("fe80::1",)), CONTAINER, 8501, CONTAINER.image_id).reason
+    assert reason.endswith("; not asked: fe80::1")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_a_port_that_falls_silent_is_proven_and_leaves_no_trace(each_pipeline: P
 @pytest.mark.parametrize(
     ("published", "foreign"), [("127.0.0.1", "127.0.0.2"), ("127.0.0.9", "127.0.0.1")], ids=["elsewhere", "in front"]
 )
+@pytest.mark.fault
 def test_a_foreign_process_on_another_address_is_refused(each_pipeline: Pipeline, published: str, foreign: str) -> None:
     publish_on(each_pipeline, published)
     each_pipeline.stage()
@@ -70,6 +71,7 @@ def test_a_foreign_process_on_another_address_is_refused(each_pipeline: Pipeline
     assert state(each_pipeline).startswith("running 0 ")
 
 
+@pytest.mark.fault
 def test_an_old_container_on_the_same_port_is_refused(pipeline: Pipeline) -> None:
     image = pipeline.stage()
     port = f"127.0.0.5:{pipeline.copy.staging_port}:8000"
@@ -94,6 +96,7 @@ def test_host_networking_is_proven_by_the_silence(each_pipeline: Pipeline) -> No
     assert gate.status == 0, gate.output
 
 
+@pytest.mark.fault
 def test_under_host_networking_a_foreign_server_is_refused(pipeline: Pipeline, free_port: Callable[[], int]) -> None:
     pipeline.stage()
     other = free_port()
@@ -120,6 +123,7 @@ def test_a_proof_that_is_switched_off_pauses_nothing_and_says_so(pipeline: Pipel
 @pytest.mark.parametrize(
     ("delay", "status", "says"), [(0.25, 0, ""), (0.93, 11, "choose a faster health path"), (5, 11, "brought no byte")]
 )
+@pytest.mark.fault
 def test_a_slow_server_is_waited_for_or_no_evidence(pipeline: Pipeline, delay: float, status: int, says: str) -> None:
     pipeline.stage()
     pipeline.override({"command": ["python3", "-c", SLOW.format(delay=delay)]})
@@ -131,6 +135,7 @@ def test_a_slow_server_is_waited_for_or_no_evidence(pipeline: Pipeline, delay: f
 
 @pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGSTOP])
 @pytest.mark.parametrize("host", ["local", "ssh"])
+@pytest.mark.fault
 def test_a_paused_container_runs_again_whatever_becomes_of_the_session(
     make_pipeline: MakePipeline, host: str, ended_by: signal.Signals
 ) -> None:

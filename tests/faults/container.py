@@ -220,6 +220,18 @@ def answers_elsewhere(scene: Scene) -> None:
     scene.enter(foreign_server("127.0.0.2", scene.copy.staging_port))
 
 
+@fault(
+    "published everywhere, and a rule of the host leads one address elsewhere",
+    refused("somebody else answers on port [0-9]+ at 198.18.[0-9.]+: a byte came while container", staging="new"),
+    hosts=BOTH,
+    root=True,
+)
+def led_elsewhere(scene: Scene) -> None:
+    scene.edit_compose("127.0.0.1:${STAGING_PORT:-8501}:8000", "0.0.0.0:${STAGING_PORT:-8501}:8000")
+    foreign = scene.enter(foreign_server("127.0.0.1", 0))
+    scene.redirect_port(scene.copy.staging_port, to=foreign)
+
+
 @fault("the compose file publishes another port", refused("expected it to publish port", staging="nothing"))
 def another_port(scene: Scene) -> None:
     scene.edit_compose("127.0.0.1:${STAGING_PORT:-8501}:8000", "127.0.0.1::8000")
@@ -319,7 +331,7 @@ UNHEALTHY = {
 
 
 def enter_unhealthy(name: str, body: str, reason: str, staging: str) -> None:
-    @fault(f"the health path answers {name}", refused(f"/health: expected 200, {reason}", staging=staging))
+    @fault(f"the health path answers {name}", refused(f"/health: expected 200, {reason}", staging=staging), bound=1)
     def unhealthy(scene: Scene) -> None:
         scene.replace(SERVICE, HEALTHY, body)
         scene.configure(timeouts={"health": 1})
@@ -395,6 +407,7 @@ enter_tap("bails out", "1..1\nok 1 - lights\nBail out! no power", "its TAP says:
     "the check hangs",
     refused("the staging check: expected an end within CHECK_TIMEOUT=1 s, observed none", staging="new"),
     hosts=BOTH,
+    bound=1,
 )
 def check_hangs(scene: Scene) -> Ended:
     scene.commit({CHECK: "import time\nprint('patience', flush=True)\ntime.sleep(3600)\n"})

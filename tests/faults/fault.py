@@ -76,6 +76,8 @@ class Fault:
     """Whether the fault itself changes production, as a colleague would."""
     root: bool = False
     """Whether it can be injected by root only."""
+    bound: float | None = None
+    """The timeouts that must end it, in seconds as configured; None where nothing hangs."""
 
     @property
     def may_serve(self) -> set[str]:
@@ -100,11 +102,12 @@ class Section:
         deployed: bool = True,
         production_moves: bool = False,
         root: bool = False,
+        bound: float | None = None,
     ) -> Callable[[Inject], Inject]:
         """Enter the decorated function as a fault of this section."""
 
         def enter(inject: Inject) -> Inject:
-            fault = Fault(name, self.title, expected, inject, hosts, deployed, production_moves, root)
+            fault = Fault(name, self.title, expected, inject, hosts, deployed, production_moves, root, bound)
             self.faults.append(fault)
             return inject
 

@@ -318,7 +318,7 @@ def disk_full_in_export(scene: Scene) -> None:
     scene.commit({f"src/big-{number}": "0123456789abcdef" * 4096 + str(number) for number in range(16)})
 
 
-@fault("a build that hangs", unknown("expected an end within BUILD_TIMEOUT=2 s"), hosts=BOTH)
+@fault("a build that hangs", unknown("expected an end within BUILD_TIMEOUT=2 s"), hosts=BOTH, bound=2)
 def build_hangs(scene: Scene) -> None:
     scene.replace("Dockerfile", CMD, f"RUN sleep 3600\n{CMD}")
     scene.configure(timeouts={"build": 2})

@@ -154,6 +154,18 @@ class Scene:
 
         return drop
 
+    def redirect_port(self, port: int, to: int) -> str:
+        """Let a rule of the kernel lead one more address of this machine, at a port, to another port; return it."""
+        # 198.18.0.0/15 is kept for tests (RFC 2544); the port makes it this scene's own.
+        address = f"198.18.{port >> 8}.{port & 255}"
+        rule = ["OUTPUT", "--destination", address, "--protocol", "tcp", "--dport", str(port)]
+        rule += ["--jump", "REDIRECT", "--to-ports", str(to)]
+        run(["ip", "address", "add", f"{address}/32", "dev", "lo"])
+        self.later(lambda: run(["ip", "address", "delete", f"{address}/32", "dev", "lo"]))
+        run(["iptables", "--wait", "--table", "nat", "--insert", *rule])
+        self.later(lambda: run(["iptables", "--wait", "--table", "nat", "--delete", *rule]))
+        return address
+
     def enter(self, server: AbstractContextManager[Value]) -> Value:
         """Keep something open until the test ends, and return what it yields."""
         return self._servers.enter_context(server)

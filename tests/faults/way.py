@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from tests.faults.fault import BOTH, SSH, Expected, Section, not_promoted, passes, refused, unknown
 from tests.faults.scene import NEWS, Scene
@@ -22,6 +24,7 @@ CHECK = "scripts/staging_check.py"
 CMD = 'CMD ["python3", "-m", "orchestrator"]'
 SHORT = {"inspect": 2, "build": 4, "health": 4, "check": 4}
 """Bounds, in seconds, of a way on which nothing answers."""
+BOUND = sum(SHORT.values())
 
 BUILD = rb"POST /v[0-9.]+/build"
 CREATE = rb"POST /v[0-9.]+/containers/create"
@@ -35,7 +38,12 @@ def no_engine(scene: Scene) -> None:
     scene.configure(host={"docker_host": "unix:///nowhere/docker.sock"})
 
 
-@fault("an engine that takes connections and says nothing", unknown("engine .* did not answer as expected"), hosts=BOTH)
+@fault(
+    "an engine that takes connections and says nothing",
+    unknown("engine .* did not answer as expected"),
+    hosts=BOTH,
+    bound=BOUND,
+)
 def engine_hangs(scene: Scene) -> None:
     scene.engine_proxy().stall()
     scene.configure(timeouts=SHORT)
@@ -47,7 +55,12 @@ def impatient(scene: Scene) -> None:
     scene.configure(timeouts=SHORT)
 
 
-@fault("the engine hangs when the build is to start", unknown("expected an end within BUILD_TIMEOUT=4 s"), hosts=BOTH)
+@fault(
+    "the engine hangs when the build is to start",
+    unknown("expected an end within BUILD_TIMEOUT=4 s"),
+    hosts=BOTH,
+    bound=BOUND,
+)
 def engine_hangs_at_build(scene: Scene) -> None:
     proxy = scene.engine_proxy()
     proxy.when(BUILD, proxy.stall)
@@ -55,7 +68,9 @@ def engine_hangs_at_build(scene: Scene) -> None:
 
 
 @fault(
-    "the engine hangs when the check is to start", unknown("docker info .*: expected an end within 2 s", staging="new")
+    "the engine hangs when the check is to start",
+    unknown("docker info .*: expected an end within 2 s", staging="new"),
+    bound=BOUND,
 )
 def engine_hangs_at_check(scene: Scene) -> Ended:
     proxy = scene.engine_proxy()
@@ -127,7 +142,7 @@ def sshd_is_down(scene: Scene) -> None:
     scene.sshd.stop()
 
 
-@fault("a port that takes connections and says nothing", unknown("no ssh handshake within 2 s"), hosts=SSH)
+@fault("a port that takes connections and says nothing", unknown("no ssh handshake within 2 s"), hosts=SSH, bound=BOUND)
 def silent_port(scene: Scene) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     scene.later(listener.close)
@@ -138,6 +153,7 @@ def silent_port(scene: Scene) -> None:
     "a host that lets everybody in, takes everything, and does nothing",
     unknown("--contract.* was expected to end within 30 s and did not"),
     hosts=SSH,
+    bound=30 + BOUND,
 )
 def host_does_nothing(scene: Scene) -> None:
     port = scene.enter(silent_host(scene.sshd.host_key))
@@ -201,11 +217,73 @@ def dropped_before_production_changes(scene: Scene) -> Ended:
     return scene.pipeline.promote()
 
 
+def promote_and_lose_the_way(scene: Scene) -> tuple[Ended, str]:
+    """Gate and promote; ssh is dropped as production's container is stopped. Return the end and the new image's ID.
+
+    The hook works on by itself: status and history must tell how it ended.
+    """
+    proxy = scene.engine_proxy()
+    gate = scene.gate()
+    assert gate.status == 0, gate.output
+    container = scene.copy.engine.docker("inspect", "--format", "{{.Id}}", scene.copy.prod_container)
+    proxy.when(rb"POST /v[0-9.]+/containers/%s/stop" % container.encode(), scene.sshd.kill_sessions)
+    ended = scene.pipeline.promote()
+    scene.pipeline.assert_clean()
+    return ended, scene.staging_tag()
+
+
+def told(scene: Scene, command: str) -> Any:
+    """Return what a command of ours tells about the target, in JSON."""
+    ended = scene.pipeline.imagefresh(command, "--repo", scene.copy.name, "--json")
+    assert ended.status == 0, ended.output
+    return json.loads(ended.output)
+
+
+@fault(
+    "ssh is dropped while production is recreated",
+    not_promoted(LOST, status=11),
+    hosts=SSH,
+    production_moves=True,
+)
+def dropped_while_production_changes(scene: Scene) -> Ended:
+    ended, image = promote_and_lose_the_way(scene)
+    production = scene.production()
+    assert (production["serves"], production["tag"]) == (scene.new, image)
+    assert image in production["container"]
+    assert image in production["pin"]
+    status = told(scene, "status")[scene.copy.name]
+    assert (status["verified"], status["open"]) == (True, None)
+    assert told(scene, "history")[-1]["cause"] == "promoted"
+    return ended
+
+
+@fault(
+    "ssh is dropped while production is recreated, and the new one dies",
+    not_promoted(LOST, status=11),
+    hosts=SSH,
+    production_moves=True,
+)
+def dropped_and_rolled_back(scene: Scene) -> Ended:
+    before = scene.production()
+    die = '[ "$ROLE" != production ] || exit 5; exec python3 -m orchestrator'
+    scene.replace("Dockerfile", CMD, f"CMD {json.dumps(['sh', '-c', die])}")
+    scene.configure_staging(check_command=["true"])
+    ended, _ = promote_and_lose_the_way(scene)
+    production = scene.production()
+    assert {name: production[name] for name in ("serves", "tag", "pin")} == {
+        name: before[name] for name in ("serves", "tag", "pin")
+    }
+    assert told(scene, "status")[scene.copy.name]["open"] is None
+    assert told(scene, "history")[-1]["kind"] == "rolled-back"
+    return ended
+
+
 @fault(
     "the host falls silent during the build, its connection open",
     # For 20 s the hook cannot know that nobody hears it any more.
     unknown("was expected to end within", staging="old or new"),
     hosts=SSH,
+    bound=30 + BOUND,
 )
 def silent_during_build(scene: Scene) -> Ended:
     ssh = scene.ssh_proxy()
@@ -240,7 +318,7 @@ def packets_dropped(scene: Scene) -> None:
     scene.replace("Dockerfile", CMD, f"RUN sleep 25; echo done\n{CMD}")
 
 
-@fault("the host falls silent while the engine is asked", unknown("did not answer"), hosts=SSH)
+@fault("the host falls silent while the engine is asked", unknown("did not answer"), hosts=SSH, bound=BOUND)
 def silent_engine_question(scene: Scene) -> None:
     ssh = scene.ssh_proxy()
     scene.engine_proxy().when(rb"GET /v[0-9.]+/containers/json", ssh.stall)
@@ -251,6 +329,7 @@ def silent_engine_question(scene: Scene) -> None:
     "one session per connection (MaxSessions 1), which the lease needs",
     unknown("could not be started within 2 s: .*MaxSessions"),
     hosts=SSH,
+    bound=BOUND,
 )
 def one_session(scene: Scene) -> None:
     scene.sshd.restart("MaxSessions 1")
@@ -262,7 +341,12 @@ def two_sessions(scene: Scene) -> None:
     scene.sshd.restart("MaxSessions 2")
 
 
-@fault("no session at all (MaxSessions 0)", unknown("could not be started within 2 s: .*MaxSessions"), hosts=SSH)
+@fault(
+    "no session at all (MaxSessions 0)",
+    unknown("could not be started within 2 s: .*MaxSessions"),
+    hosts=SSH,
+    bound=BOUND,
+)
 def no_session(scene: Scene) -> None:
     scene.sshd.restart("MaxSessions 0")
     scene.configure(timeouts=SHORT)
@@ -272,10 +356,21 @@ def no_session(scene: Scene) -> None:
     "the host forbids every forwarding",
     refused("/health answers .*reset by peer, expected HTTP 200", staging="new"),
     hosts=SSH,
+    bound=BOUND,
 )
 def no_forwarding(scene: Scene) -> None:
     scene.sshd.restart("DisableForwarding yes")
     scene.configure(timeouts=SHORT)
+
+
+@fault(
+    "compose cannot be run for the evidence",
+    unknown("compose cannot resolve .*, expected its configuration as evidence", staging="new"),
+    hosts=BOTH,
+)
+def no_compose_for_us(scene: Scene) -> None:
+    # The hook brings its own folder of plugins.
+    scene.configure(host={"docker_config": "/nowhere"})
 
 
 # --- layouts that are right -------------------------------------------------------------------------------------------
@@ -290,6 +385,24 @@ def clone_elsewhere(scene: Scene) -> None:
 @fault("the clone on the host belongs to another user", passes(), hosts=SSH, root=True)
 def clone_of_another_user(scene: Scene) -> None:
     scene.give_away(scene.pipeline.clones_on_host())
+
+
+@fault("a host without the repo is sent the commit", passes(), hosts=SSH)
+def sent(scene: Scene) -> None:
+    scene.configure(host_repos_dir="-")
+    shutil.rmtree(scene.pipeline.clones_on_host())
+
+
+def enter_tampered(name: str, stream: str, reason: str) -> None:
+    @fault(f"a commit that is sent arrives {name}", refused(reason), hosts=SSH)
+    def tampered(scene: Scene) -> None:
+        scene.pipeline.wrap_hook(f'[[ "$1" != --build-staging ]] || exec < <({stream})')
+        scene.configure(host_repos_dir="-", host={"hook": str(scene.pipeline.hook.with_name("wrapped.sh"))})
+
+
+enter_tampered("with one byte changed", "head -c 200; head -c 1 >/dev/null; printf X; cat", "pack")
+enter_tampered("cut off", "head -c 200; cat >/dev/null", "pack")
+enter_tampered("as nothing", "cat >/dev/null", "pack")
 
 
 # --- two at once ------------------------------------------------------------------------------------------------------
