@@ -45,7 +45,7 @@ def test_configuration_and_env_come_in_one_round_trip() -> None:
 
 @pytest.mark.parametrize("host", [Saying(1, b"", b"no such file"), Saying(0, TEXT)], ids=["failed", "cut off"])
 def test_what_compose_cannot_resolve_is_no_evidence(host: Saying) -> None:
-    with pytest.raises(EvidenceError, match=r"compose cannot resolve /srv/shop on fake; it said: (no such|nothing)"):
+    with pytest.raises(EvidenceError, match=r"compose cannot resolve /srv/shop on fake, .* said: (no such|nothing)"):
         read(host)
 
 

@@ -69,7 +69,9 @@ def answer(state: State, tool: str, argv: list[str]) -> int:
         return build(state, argv)
     if words[0] == "import":
         return import_image(state, argv)
-    status = state["driver_status"] if "{{.DriverStatus}}" in argv else f"{state['engine_id']} {state['log_drivers']}"
+    status = state["driver_status"] if "{{.DriverStatus}}" in argv else state["engine_id"]
+    if "{{.Plugins.Log}}" in argv[-1]:
+        status += f" {state['log_drivers']}"
     simple = {"info": status, "version": state["client"]}
     if words[0] in simple:
         print(simple[words[0]])

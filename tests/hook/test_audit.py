@@ -232,7 +232,7 @@ def test_an_entry_that_was_cut_off_does_not_swallow_the_next(host: PretendedHost
 def test_entries_of_many_runs_at_once_never_mix(host: PretendedHost) -> None:
     program = (
         f"source {shlex.quote(str(SCRIPT))}; reset_state; MODE=--build-staging; STATE=$1; PREVIOUS_ID=$2; WHO=$2;"
-        'exec 4>&2; for i in {1..50}; do write_history done built "$2$2$2$2$2$2"; done'
+        'exec 4>&2; for i in {1..50}; do history_entry done built "$2$2$2$2$2$2"; ENTRY=${REPLY}; write_history; done'
     )
 
     def write(number: int) -> int:
@@ -253,7 +253,8 @@ def test_one_entry_is_one_write(host: PretendedHost, tmp_path: Path) -> None:
     quotes = '"' * 400
     program = (
         f"source {shlex.quote(str(SCRIPT))}; reset_state; MODE=--build-staging; STATE=$1; exec 4>&2;"
-        f"REPO=$(printf %0100d 0); TARGET_SERVICE=$(printf %0128d 0); WHO=$REPO; write_history done built '{quotes}'"
+        "REPO=$(printf %0100d 0); TARGET_SERVICE=$(printf %0128d 0); WHO=$REPO; "
+        f"history_entry done built '{quotes}'; ENTRY=${{REPLY}}; write_history"
     )
     trace = tmp_path / "trace"
     argv = [strace, "-f", "-e", "trace=write", "-o", str(trace), "bash", "-c", program, "bash"]
