@@ -258,8 +258,7 @@ class Pipeline:
         files += self.copy.compose_dir.glob(".env.*")
         locks = [self.copy.compose_dir / ".imagefresh" / name for name in ("lock", "turn", "lease")]
         held = [f"{path.name} is held" for path in locks if _is_locked(path)]
-        ours = [*self.run_tags(), *self._containers(), *self._untagged_images()]
-        return [*map(str, files), *held, *ours, *_processes(self.copy.project)]
+        return [*map(str, files), *held, *self.run_tags(), *self._containers(), *_processes(self.copy.project)]
 
     def sweep(self) -> None:
         """Remove the temporary folders that a killed session could not remove itself."""
@@ -284,14 +283,6 @@ class Pipeline:
         # The tag begins with the run's ID.
         runs = tuple(path.name.lower() for path in self.folder.glob(".imagefresh/*/*"))
         return [*tags, *(tag for tag in scratch if tag.partition(":")[2].startswith(runs))]
-
-    def _untagged_images(self) -> list[str]:
-        """Return the IDs of this copy's images that neither a name nor a container needs."""
-        ours = f"label=imagefresh.test.copy={self.copy.project}"
-        docker = self.copy.engine.docker
-        listed = docker("image", "ls", "--quiet", "--no-trunc", "--filter", "dangling=true", "--filter", ours).split()
-        users = ("container", "ls", "--all", "--quiet", "--filter")
-        return [image for image in set(listed) if not docker(*users, f"ancestor={image}")]
 
     def _containers(self) -> list[str]:
         """Return containers of this copy's images that neither a service nor a kept image owns: what a build left."""
