@@ -94,6 +94,7 @@ def foreign_container(pipeline: Pipeline, port: int) -> Iterator[None]:
         engine.docker("rm", "--force", name)
 
 
+@pytest.mark.fault
 def test_a_staging_port_that_somebody_else_owns_is_refused(pipeline: Pipeline) -> None:
     port = pipeline.copy.staging_port
     with foreign_process(port):

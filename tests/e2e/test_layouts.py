@@ -47,6 +47,7 @@ def test_builds_as_the_compose_file_of_the_commit_says(each_pipeline: Pipeline) 
     assert (pipeline.staging, pipeline.prod) == (revision, "")
 
 
+@pytest.mark.fault
 def test_a_host_without_a_clone_is_sent_the_commit(each_pipeline: Pipeline) -> None:
     pipeline, copy = each_pipeline, each_pipeline.copy
     pipeline.configure(host_repos_dir="-")
@@ -126,6 +127,7 @@ def test_what_happens_to_one_target_in_the_turn_of_another_is_seen(
 
 
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["serially", "xdist"])
+@pytest.mark.fault
 def test_one_broken_image_refuses_the_repo(shop: Shop, make_pipeline: MakePipeline, options: list[str]) -> None:
     pipeline = make_pipeline(copy=shop)
     dockerfile = (shop.worktree / "worker/Dockerfile").read_text()

@@ -36,6 +36,7 @@ def verdicts(pipeline: Pipeline) -> list[Path]:
     return sorted(pipeline.folder.glob(".imagefresh/orchestrator/*/orchestrator/verdict.json"))
 
 
+@pytest.mark.fault
 def test_only_the_verdict_of_what_production_is_ready_for_promotes_and_once(signing: Pipeline) -> None:
     first = gate(signing, "first")
     second = gate(signing, "second")
