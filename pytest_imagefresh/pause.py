@@ -11,7 +11,7 @@ import msgspec
 
 from pytest_imagefresh.adapters.host import socket_path
 from pytest_imagefresh.adapters.http import await_answer
-from pytest_imagefresh.adapters.pause import Deadman, arm, disarm, first_bytes
+from pytest_imagefresh.adapters.pause import Deadman, arm, disarm, first_bytes, read_addresses
 from pytest_imagefresh.core.errors import EvidenceError
 from pytest_imagefresh.core.evidence import Container, Silence
 from pytest_imagefresh.core.port import (
@@ -68,15 +68,24 @@ def read_silence(run: TargetRun, container: Container) -> Silence:
     after = await_answer(*ends[own], path, timeout=bounds.inspect, seconds=bounds.health)
     # Only now: until it ran again, nobody but the deadman was sure to be there.
     disarm(run.run.host, deadman, timeout=bounds.inspect)
+    spoke = [address for address, times in heard.items() if times]
     return Silence(
         addresses=tuple(ends),
         connections=CONNECTIONS,
         seconds=seconds,
         usual=usual,
-        heard=tuple(address for address, times in heard.items() if times),
+        heard=_still_of_the_host(run, spoke, told[1]),
         after=after,
         left_out=left_out,
     )
+
+
+def _still_of_the_host(run: TargetRun, heard: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave out what is no address of the host any more: where a network has gone, another machine answers."""
+    if not heard:
+        return ()
+    now = parse_host_addresses(read_addresses(run.run.host, timeout=run.settings.timeouts.inspect))
+    return tuple(address for address in heard if address not in known or address in now)
 
 
 class _Observed(msgspec.Struct, frozen=True):

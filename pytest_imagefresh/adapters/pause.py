@@ -36,6 +36,10 @@ echo "armed $!"
 cat /proc/net/tcp >/dev/null || exit 1
 cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -E ":$3 [0-9A-F]+:0000 0A "
 echo addresses
+"""
+
+# The lines of the host's tables of routes and interfaces that say what its addresses are.
+_ADDRESSES = r"""
 sed -n -e '/|--/h' -e '/\/32 host LOCAL/{g;p' -e '}' /proc/net/fib_trie 2>/dev/null
 cat /proc/net/if_inet6 2>/dev/null
 exit 0
@@ -60,7 +64,7 @@ def arm(
 
     `engine_socket` is a path on the host. Raises EvidenceError unless it confirms that it reaches the container.
     """
-    argv = ["sh", "-c", _ARM, "sh", engine_socket, container_id.hex, f"{port:04X}", f"{seconds:g}"]
+    argv = ["sh", "-c", _ARM + _ADDRESSES, "sh", engine_socket, container_id.hex, f"{port:04X}", f"{seconds:g}"]
     done = host.run(argv, timeout=timeout)
     first, _, told = done.stdout.decode(errors="replace").partition("\n")
     listeners, _, addresses = told.rpartition("addresses\n")
@@ -71,6 +75,11 @@ def arm(
             f"{last_line(done.stderr) or f'exit status {done.status}'}; the pause proof needs sh, curl and setsid there"
         )
     return Deadman(armed[1], listeners, addresses)
+
+
+def read_addresses(host: Host, *, timeout: float) -> str:
+    """Return the lines that say what the host's addresses are now. `timeout` in seconds."""
+    return host.run(["sh", "-c", _ADDRESSES], timeout=timeout).stdout.decode(errors="replace")
 
 
 def disarm(host: Host, deadman: Deadman, *, timeout: float) -> None:
