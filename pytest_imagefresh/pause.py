@@ -24,6 +24,7 @@ from pytest_imagefresh.core.port import (
     parse_host_addresses,
     parse_listeners,
     seconds_of_silence,
+    still_of_host,
 )
 from pytest_imagefresh.observed_engine import parse_answer
 from pytest_imagefresh.run import TargetRun
@@ -85,7 +86,7 @@ def _still_of_the_host(run: TargetRun, heard: list[str], known: tuple[str, ...])
     if not heard:
         return ()
     now = parse_host_addresses(read_addresses(run.run.host, timeout=run.settings.timeouts.inspect))
-    return tuple(address for address in heard if address not in known or address in now)
+    return still_of_host(heard, known, now)
 
 
 class _Observed(msgspec.Struct, frozen=True):

@@ -113,6 +113,19 @@ def addresses_left_out(
     return tuple(each for each in _behind_wildcards(container, port, listeners, host) if each not in asked)
 
 
+def still_of_host(heard: Sequence[str], before: Sequence[str], now: Sequence[str]) -> tuple[str, ...]:
+    """Return what was heard, without the addresses that the host had `before` and has not `now`: another machine's.
+
+    Raises EvidenceError where the host does not say what its addresses are now.
+    """
+    if "127.0.0.1" not in now:
+        raise EvidenceError(
+            f"a byte came from {', '.join(heard)} during the pause, expected the host's addresses afterwards in "
+            f"/proc/net/fib_trie, observed {', '.join(now) or 'none'}; run it again, or publish the port on one address"
+        )
+    return tuple(each for each in heard if each not in before or each in now)
+
+
 def _behind_wildcards(container: Container, port: int, listeners: Sequence[str], host: Sequence[str]) -> list[str]:
     """Return the addresses of the `host` on which a wildcard lets somebody listen: "::" stands for IPv4, too."""
     wildcards = _wildcards(container, port, listeners)

@@ -22,6 +22,7 @@ from pytest_imagefresh.core.port import (
     parse_host_addresses,
     parse_listeners,
     seconds_of_silence,
+    still_of_host,
 )
 from pytest_imagefresh.core.settings import default_target
 
@@ -183,6 +184,18 @@ def test_a_wildcard_on_a_host_that_does_not_know_its_addresses_is_no_evidence() 
     with pytest.raises(EvidenceError, match="expected its addresses in /proc/net/fib_trie, observed none"):
         addresses_left_out(ports("0.0.0.0"), 8501, (), ())
     assert addresses_left_out(ports("127.0.0.1"), 8501, (), ()) == ()
+
+
+def test_only_an_address_that_the_host_has_lost_is_another_machine_s() -> None:
+    before, now = ("127.0.0.1", "192.0.2.2", "192.0.2.3"), ("127.0.0.1", "192.0.2.2")
+    assert still_of_host(["192.0.2.2", "192.0.2.3"], before, now) == ("192.0.2.2",)
+    assert still_of_host(["127.0.0.2"], before, now) == ("127.0.0.2",), "it listens there, and is in no table"
+
+
+@pytest.mark.parametrize("now", [(), ("192.0.2.2",)], ids=["silence", "no loopback"])
+def test_a_host_that_does_not_say_what_it_still_has_is_no_evidence(now: tuple[str, ...]) -> None:
+    with pytest.raises(EvidenceError, match="expected the host's addresses afterwards"):
+        still_of_host(["192.0.2.2"], HOST, now)
 
 
 # How long.
