@@ -875,4 +875,18 @@ GUARDS = [
         "",
         (*NOTIFY_TESTS, "hold_up or silence"),
     ),
+    Guard(
+        "a host that does not say what it still has is no silence",
+        PORT,
+        '    if "127.0.0.1" not in now:\n',
+        "    if False:\n",
+        PORT_TESTS,
+    ),
+    Guard(
+        "a wildcard is asked at every address of the host",
+        PORT,
+        '    return [each for each in host if wildcards and not (only_four and ":" in each)]\n',
+        "    return []\n",
+        PORT_TESTS,
+    ),
 ]
