@@ -207,7 +207,10 @@ class FakeHost:
     ) -> Completed:
         if any("docker compose" in word for word in argv):
             return self._resolve(argv)
-        confirmed = b"" if "no-deadman" in self.world.faults else b"armed 1\n"
+        addresses = b"  |-- 127.0.0.1\n"
+        if not any("imagefresh-deadman" in word for word in argv):
+            return Completed(tuple(argv), 0, addresses if any("fib_trie" in word for word in argv) else b"", b"")
+        confirmed = b"" if "no-deadman" in self.world.faults else b"armed 1\naddresses\n" + addresses
         return Completed(tuple(argv), 0, confirmed, b"")
 
     def _resolve(self, argv: Sequence[str]) -> Completed:
