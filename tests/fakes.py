@@ -389,7 +389,7 @@ class _Handler(BaseHTTPRequestHandler):
 def serving() -> Iterator[int]:
     """Serve HTTP 200 on a port of 127.0.0.1; yield the port."""
     server = HTTPServer(("127.0.0.1", 0), _Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server.server_address[1]

@@ -1,4 +1,4 @@
-"""A gate session in a subprocess, over a host that exists only in memory and a repo that is real."""
+"""A gate session in a process of its own, over a host that exists only in memory and a repo that is real."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.forks import Forks
 from tests.support import GIT_IDENTITY, ROOT, clean_environment, run
 
 FAKE_HOST = """
@@ -36,8 +37,10 @@ def pytest_sessionstart(session):
 class GateFolder:
     """A folder with settings, a real repo on branch `work`, and the fake host."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, forks: Forks | None) -> None:
+        """Sessions are forked from `forks`, or each is a fresh process where that is None."""
         self.path = path
+        self.forks = forks
         self.repo = path / "repos" / "shop"
         self.repo.mkdir(parents=True)
         self.git("init", "-q", "-b", "work")
@@ -75,6 +78,9 @@ class GateFolder:
     def pytest(self, *options: str, faults: Sequence[str] = (), addopts: str = "") -> Ended:
         """Run pytest in this folder."""
         command, environment = self.command(*options, faults=faults, addopts=addopts)
+        if self.forks is not None:
+            [_python, _m, _pytest, *argv] = command
+            return Ended(*self.forks.run(argv, cwd=self.path, env=environment))
         done = run(command, cwd=self.path, env=environment, check=False)
         return Ended(done.returncode, done.stdout + done.stderr)
 

@@ -189,7 +189,7 @@ class _Foreign(BaseHTTPRequestHandler):
 def foreign_server(address: str, port: int) -> Iterator[int]:
     """Serve HTTP 200 on a port that is not its own, 0 for any; yield the port."""
     with ThreadingHTTPServer((address, port), _Foreign) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
             yield server.server_port

@@ -705,7 +705,7 @@ class Echo(http.server.BaseHTTPRequestHandler):
 def web() -> Iterator[int]:
     """The port of a small web server."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield server.server_address[1]
         server.shutdown()

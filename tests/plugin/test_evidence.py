@@ -12,7 +12,7 @@ import pytest
 
 from pytest_imagefresh.core.chain import Link
 from tests.gate_folder import GateFolder
-from tests.plugin.forks import Forks
+from tests.forks import Forks
 from tests.plugin.place import Place
 from tests.plugin.routes import TOUCHED, Route
 
@@ -116,9 +116,9 @@ Session = Callable[..., Place]
 
 
 @pytest.fixture(scope="module")
-def chatty(tmp_path_factory: pytest.TempPathFactory) -> GateFolder:
+def chatty(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> GateFolder:
     """A repo whose build has secret arguments."""
-    folder = GateFolder(tmp_path_factory.mktemp("chatty"))
+    folder = GateFolder(tmp_path_factory.mktemp("chatty"), forks)
     (folder.repo / "compose.yaml").write_text(COMPOSE)
     folder.git("add", "compose.yaml")
     folder.revision = folder.commit("two")

@@ -290,6 +290,7 @@ def test_without_repo_the_plugin_is_inert(gate_folder: GateFolder) -> None:
         "    assert docker_compose_command == 'docker compose'\n"
         f"def test_nothing_heavy():\n    assert not set({heavy!r}) & set(sys.modules)\n"
     )
+    gate_folder.forks = None
     ended = gate_folder.pytest("test_other.py")
     assert ended.status == 0, ended
     assert "imagefresh:" not in ended.output

@@ -21,6 +21,7 @@ import xmlschema
 from junit2htmlreport.parser import Junit
 
 from pytest_imagefresh.core.chain import Link
+from tests.forks import Forks
 from tests.gate_folder import GateFolder
 from tests.support import clean_environment, run
 
@@ -150,12 +151,12 @@ def _schema() -> xmlschema.XMLSchema:
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Report]:
+def reports(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Callable[[str], Report]:
     """A function that returns the report of a kind of session, which runs only once."""
 
     @functools.cache
     def report(name: str) -> Report:
-        return Report(GateFolder(tmp_path_factory.mktemp("gate")), KINDS[name])
+        return Report(GateFolder(tmp_path_factory.mktemp("gate"), forks), KINDS[name])
 
     return report
 

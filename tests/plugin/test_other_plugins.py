@@ -85,6 +85,7 @@ def crowded(gate_folder: GateFolder, monkeypatch: pytest.MonkeyPatch) -> GateFol
     if not python.exists():
         raise RuntimeError(f"{python} is missing; make it: scripts/make-venv.sh {sys.prefix}")
     monkeypatch.setattr(sys, "executable", str(python))
+    gate_folder.forks = None
     return gate_folder
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pytest_imagefresh.core.chain import ORDER, ExitStatus, Ledger, Link, Outcome, Proof, exit_status
 from pytest_imagefresh.core.inventory import declared_tests
 from tests.gate_folder import GateFolder
-from tests.plugin.forks import Forks
+from tests.forks import Forks
 from tests.plugin.place import Place
 from tests.plugin.routes import Route
 from tests.support import ROOT

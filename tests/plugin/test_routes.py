@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.gate_folder import GateFolder
-from tests.plugin.forks import Forks
+from tests.forks import Forks
 from tests.plugin.place import Place
 from tests.plugin.routes import HARMLESS, ROUTES, Route
 

@@ -15,7 +15,7 @@ import pytest
 
 from pytest_imagefresh.core.chain import Link
 from tests.gate_folder import Ended, GateFolder
-from tests.plugin.forks import Forks
+from tests.forks import Forks
 from tests.plugin.place import Place
 from tests.plugin.routes import Route
 from tests.support import GIT_IDENTITY, clean_environment, run

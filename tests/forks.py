@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _SERVER = """
-import json, os, runpy, sys
-import pytest, docker, paramiko, msgspec, xdist.dsession
+import gc, json, os, runpy, sys
+import pytest, docker, hypothesis, paramiko, msgspec, xdist.dsession
 import pytest_imagefresh.session, tests.fakes
 
+gc.freeze()  # pytest collects garbage at its end: what is here already is none
 for line in sys.stdin:
     argv, folder, environment, output = json.loads(line)
     child = os.fork()
