@@ -9,10 +9,10 @@ STAMP := $(VENV)/.stamp
 PYTEST := $(PYTHON) -m pytest --timeout=300
 SHELL_SCRIPTS = $(wildcard scripts/*.sh hooks/*.sh hooks/lib/*.sh) .ci/run
 
-.PHONY: help venv lint test faults crash mutants engines fuzz bench matrix demo clean
+.PHONY: help venv lint test sessions faults crash mutants engines fuzz bench matrix demo clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do printf '  make %-7s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do printf '  make %-8s %s\n' "$$name" "$$what"; done
 
 venv: $(STAMP) ## the virtual environment in .venv
 
@@ -27,12 +27,16 @@ lint: venv ## ruff (check and format), mypy --strict, shellcheck, shfmt
 	$(VENV)/bin/shellcheck -o all $(SHELL_SCRIPTS)
 	$(VENV)/bin/shfmt -i 2 -ci -d $(SHELL_SCRIPTS)
 
-test: lint ## lint, then every test; starts a private engine where there is none
+test: lint ## lint, then the tests; starts a private engine where there is none
 	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 sshd=openssh-server busybox=busybox-static
-	$(PYTEST) -m "not docker and not plain and not fault and not crash" -n 3
+	$(PYTEST) -m "not docker and not plain and not sessions and not fault and not crash" -n 3
 	scripts/engine.sh up
 	scripts/base-image.sh
 	$(PYTEST) -m "docker and not fault and not crash and not engines" -n 3
+
+sessions: venv ## every way in which a session can end green without proof, on one process and on workers, beside other plugins
+	scripts/need.sh git=git
+	$(PYTEST) tests/plugin -m "sessions and not plain" -n 3
 
 faults: venv ## every fault that must never pass, injected for real, local and over ssh; a table in .faults/
 	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server logrotate=logrotate

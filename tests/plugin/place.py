@@ -11,8 +11,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from pytest_imagefresh.core.inventory import declared_tests
-from tests.gate_folder import Ended, GateFolder
 from tests.forks import Forks
+from tests.gate_folder import Ended, GateFolder
 from tests.plugin.routes import PRODUCTION, Route
 from tests.support import ROOT, run
 

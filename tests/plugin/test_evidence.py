@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 import pytest
 
 from pytest_imagefresh.core.chain import Link
-from tests.gate_folder import GateFolder
 from tests.forks import Forks
+from tests.gate_folder import GateFolder
 from tests.plugin.place import Place
 from tests.plugin.routes import TOUCHED, Route
 

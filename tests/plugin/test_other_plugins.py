@@ -18,6 +18,8 @@ from pytest_imagefresh.core.chain import Link
 from tests.gate_folder import Ended, GateFolder
 from tests.support import ROOT
 
+pytestmark = pytest.mark.sessions
+
 GATES = str(ROOT / "gates")
 
 STUMBLE = """

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pytest_imagefresh.core.chain import ORDER, ExitStatus, Ledger, Link, Outcome, Proof, exit_status
 from pytest_imagefresh.core.inventory import declared_tests
-from tests.gate_folder import GateFolder
 from tests.forks import Forks
+from tests.gate_folder import GateFolder
 from tests.plugin.place import Place
 from tests.plugin.routes import Route
 from tests.support import ROOT
@@ -326,6 +326,7 @@ NOTHING: dict[str, Any] = {
 }
 
 
+@pytest.mark.sessions
 @settings(
     max_examples=15,
     phases=[Phase.explicit, Phase.generate],

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.gate_folder import GateFolder
 from tests.forks import Forks
+from tests.gate_folder import GateFolder
 from tests.plugin.place import Place
 from tests.plugin.routes import HARMLESS, ROUTES, Route
+
+pytestmark = pytest.mark.sessions
 
 Here = Callable[[Route], Place]
 

@@ -14,11 +14,13 @@ from xml.etree import ElementTree
 import pytest
 
 from pytest_imagefresh.core.chain import Link
-from tests.gate_folder import Ended, GateFolder
 from tests.forks import Forks
+from tests.gate_folder import Ended, GateFolder
 from tests.plugin.place import Place
 from tests.plugin.routes import Route
 from tests.support import GIT_IDENTITY, clean_environment, run
+
+pytestmark = pytest.mark.sessions
 
 JOBS = """
 [targets.jobs]
