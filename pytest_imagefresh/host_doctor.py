@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Iterator
 
 from pytest_imagefresh import shipped
@@ -52,6 +53,8 @@ def examine_host(run: TargetRun) -> Iterator[Answer]:
     signed = "verdict" in policy.get("REQUIRE", "").split()
     if signed:
         yield from _examine_signers(files, policy.get("ALLOWED_SIGNERS", ""))
+    if "NOTIFY" in policy:
+        yield from _examine_notifier(files, policy["NOTIFY"])
     yield from _examine_state(files, settings.repo_path, signed=signed, pinned=bool(run.target.prod.pin))
     yield from _examine_tools(files, constants, signed=signed)
 
@@ -121,6 +124,13 @@ def _examine_signers(files: HostFiles, path: str) -> Iterator[Answer]:
     yield check_folders("folder of the allowed signers", [files.stat(folder) for folder in parents(path)])
     yield check_path("allowed signers", files.stat(path), kind=_FILE, uid=0)
     yield check_signers(path, files.read(path))
+
+
+def _examine_notifier(files: HostFiles, path: str) -> Iterator[Answer]:
+    yield check_path("folder of the notifier", files.stat(posixpath.dirname(path)), kind=_FOLDER, uid=0)
+    yield check_path("notifier", files.stat(path), kind=_FILE, uid=0)
+    found, absent = files.run(["sh", "-c", 'test -x "$1" && echo executable || echo not executable', "sh", path])
+    yield check_output("notifier", path, "executable for this user", "executable", found, absent=absent)
 
 
 def _examine_state(files: HostFiles, compose: str, *, signed: bool, pinned: bool) -> Iterator[Answer]:

@@ -93,8 +93,11 @@ def test_an_engine_that_does_not_answer_ends_with_11(desk: Desk) -> None:
 @pytest.fixture
 def installed(desk: Desk) -> Desk:
     """A host on which everything is as docs/install-host.md asks for. Only root can make that."""
-    desk.host.policy(REQUIRE="revision image_id verdict")
+    notifier = desk.host.policies / "notify"
+    desk.host.policy(REQUIRE="revision image_id verdict", NOTIFY=str(notifier))
     desk.host.policies.chmod(0o755)
+    notifier.write_text("#!/bin/sh\n")
+    notifier.chmod(0o755)
     (desk.host.policies / "allowed_signers").write_text('gate@ci namespaces="imagefresh" ssh-ed25519 AAAA\n')
     state = desk.host.compose_dir / ".imagefresh"
     state.mkdir(mode=0o700)
@@ -134,6 +137,10 @@ def test_a_host_that_is_installed_as_documented_is_all_well(installed: Desk) -> 
         (lambda host: (host.policies / "shop.conf").chmod(0o666), "policy file"),
         (lambda host: (host.policies / "allowed_signers").chmod(0o666), "allowed signers"),
         (lambda host: host.policy(ALLOWED_SIGNERS=None, REQUIRE="verdict"), "allowed signers"),
+        (lambda host: (host.policies / "notify").chmod(0o777), "notifier"),
+        (lambda host: (host.policies / "notify").chmod(0o644), "notifier"),
+        (lambda host: (host.policies / "notify").unlink(), "notifier"),
+        (lambda host: host.policies.chmod(0o777), "folder of the notifier"),
         (lambda host: host.policies.chmod(0o777), "folder of the allowed signers"),
         (lambda host: (host.policies / "allowed_signers").write_text("* ssh-ed25519 A\n"), "allowed signers are"),
         (lambda host: (host.compose_dir / ".imagefresh").chmod(0o755), "state folder"),
