@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -185,18 +185,22 @@ class Scene:
         """Run the gate to its end."""
         return self.pipeline.gate(*options, **names)
 
-    def gate_and_stop_it(self, stopped: threading.Event) -> Ended:
-        """Run the gate, and stop its process once the event is set; it goes on when the lock is free."""
-        argv, environment = self.pipeline.gate_command(), self.pipeline.environment
+    def run_and_stop(self, argv: Sequence[str], stopped: threading.Event) -> Ended:
+        """Run a command of ours, and stop its process once the event is set; it goes on when the lock is free."""
         with subprocess.Popen(
-            argv, cwd=self.pipeline.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            argv,
+            cwd=self.pipeline.folder,
+            env=self.pipeline.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         ) as process:
             assert stopped.wait(_BEGIN_SECONDS)
             process.send_signal(signal.SIGSTOP)
             freed = wait_until(lambda: not self.pipeline.is_locked(), _SILENCE_SECONDS)
             process.send_signal(signal.SIGCONT)
             output, _ = process.communicate(timeout=240)
-        assert freed, "a gate that was stopped kept the lock"
+        assert freed, "a client that was stopped kept the lock"
         return Ended(process.returncode, output)
 
     @property

@@ -217,16 +217,21 @@ def dropped_before_production_changes(scene: Scene) -> Ended:
     return scene.pipeline.promote()
 
 
+def gate_and_await_the_swap(scene: Scene, act: Callable[[], None]) -> None:
+    """Gate; from then on something happens as production's container is stopped."""
+    proxy = scene.engine_proxy()
+    gate = scene.gate()
+    assert gate.status == 0, gate.output
+    container = scene.copy.engine.docker("inspect", "--format", "{{.Id}}", scene.copy.prod_container)
+    proxy.when(rb"POST /v[0-9.]+/containers/%s/stop" % container.encode(), act)
+
+
 def promote_and_lose_the_way(scene: Scene) -> tuple[Ended, str]:
     """Gate and promote; ssh is dropped as production's container is stopped. Return the end and the new image's ID.
 
     The hook works on by itself: status and history must tell how it ended.
     """
-    proxy = scene.engine_proxy()
-    gate = scene.gate()
-    assert gate.status == 0, gate.output
-    container = scene.copy.engine.docker("inspect", "--format", "{{.Id}}", scene.copy.prod_container)
-    proxy.when(rb"POST /v[0-9.]+/containers/%s/stop" % container.encode(), scene.sshd.kill_sessions)
+    gate_and_await_the_swap(scene, scene.sshd.kill_sessions)
     ended = scene.pipeline.promote()
     scene.pipeline.assert_clean()
     return ended, scene.staging_tag()
@@ -247,6 +252,12 @@ def told(scene: Scene, command: str) -> Any:
 )
 def dropped_while_production_changes(scene: Scene) -> Ended:
     ended, image = promote_and_lose_the_way(scene)
+    production_is_promoted(scene, image)
+    return ended
+
+
+def production_is_promoted(scene: Scene, image: str) -> None:
+    """Whatever became of the caller, the hook has finished, and says so."""
     production = scene.production()
     assert (production["serves"], production["tag"]) == (scene.new, image)
     assert image in production["container"]
@@ -254,6 +265,20 @@ def dropped_while_production_changes(scene: Scene) -> Ended:
     status = told(scene, "status")[scene.copy.name]
     assert (status["verified"], status["open"]) == (True, None)
     assert told(scene, "history")[-1]["cause"] == "promoted"
+
+
+@fault(
+    "the client is stopped while production is recreated, its connection open",
+    passes("production runs"),
+    hosts=BOTH,
+    production_moves=True,
+)
+def stopped_while_production_changes(scene: Scene) -> Ended:
+    began = threading.Event()
+    gate_and_await_the_swap(scene, began.set)
+    argv = scene.pipeline.imagefresh_command("promote", "--repo", scene.copy.name, "--branch", scene.copy.branch)
+    ended = scene.run_and_stop(argv, began)
+    production_is_promoted(scene, scene.staging_tag())
     return ended
 
 
@@ -303,7 +328,7 @@ def client_stopped(scene: Scene) -> Ended:
     began = threading.Event()
     scene.engine_proxy().when(BUILD, began.set)
     scene.replace("Dockerfile", CMD, f"RUN sleep 40; echo done\n{CMD}")
-    return and_the_host_changes_nothing_more(scene, lambda: scene.gate_and_stop_it(began))
+    return and_the_host_changes_nothing_more(scene, lambda: scene.run_and_stop(scene.pipeline.gate_command(), began))
 
 
 @fault(
