@@ -1607,6 +1607,7 @@ recreate() {
   change "${RECREATE}" "${COMPOSE[@]}" up -d --force-recreate --no-deps --no-build --pull never "$1"
   if [[ "${STATUS}" != 0 ]]; then
     error_line
+    name_port_owners "$1"
     blame recreate-failed "service $1: expected compose to recreate it, observed: ${REPLY}" "correct that and try again"
   fi
 }
@@ -1738,20 +1739,44 @@ find_address() {
       "correct the ports of the compose file"
 }
 
-# Refuse where a running container of another service publishes the port: PORT SERVICE.
+# Refuse where a running container publishes the port that compose will not replace: PORT SERVICE. One of `compose run`
+# bears the service's labels, too.
 refuse_foreign_port() {
-  local line
+  local line label='.Label "com.docker.compose'
   ask "${QUICK}" docker container ls --no-trunc --filter "publish=$1" \
-    --format '{{.Names}}|{{.Label "com.docker.compose.project"}}|{{.Label "com.docker.compose.service"}}'
+    --format "{{.Names}}|{{${label}.project\"}}|{{${label}.service\"}}|{{${label}.oneoff\"}}"
   if [[ "${STATUS}" != 0 ]]; then
     error_line
     blame container-list "the owner of port $1: expected a list, observed: ${REPLY}" "look at the engine"
   fi
   while IFS= read -r line; do
-    [[ -z "${line}" || "${line#*|}" == "${PROJECT}|$2" ]] ||
+    [[ -z "${line}" || "${line#*|}" == "${PROJECT}|$2|False" ]] ||
       refuse port-taken "port $1: expected nobody or service $2, observed container ${line%%|*}" \
         "stop that container or choose another port"
   done <<<"${REPLY}"
+}
+
+# Compose could not start a SERVICE, and REPLY says why: add who owns the ports that it names, for people.
+name_port_owners() {
+  local said=${REPLY} port
+  for port in ${SERVICE_PORTS[$1]-}; do
+    [[ "${REPLY}" =~ :${port}([^0-9]|$) ]] || continue
+    find_port_owner "${port}"
+    said+="; port ${port} is owned by ${REPLY}"
+    break
+  done
+  REPLY=${said}
+}
+
+# Leave in REPLY who owns a port of this host, as far as this user and its tools can see: PORT. Never ends the run.
+find_port_owner() {
+  local owner=''
+  run_child "${QUICK}" docker container ls --filter "publish=$1" --format 'container {{.Names}}' \
+    >"${WORK}/out" 2>/dev/null 9>&-
+  IFS= read -r owner <"${WORK}/out" || :
+  [[ -n "${owner}" ]] || owner=$(ss -Hltnp "sport = :$1" 2>/dev/null | sed -n 's/.*users:((\([^)]*\)).*/process \1/p') ||
+    owner=''
+  one_line "${owner:-a process that cannot be seen from here}"
 }
 
 # --- Health ----------------------------------------------------------------------------------------------------------

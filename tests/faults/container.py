@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 
@@ -185,12 +186,13 @@ def mounted_check(scene: Scene) -> None:
 # --- the port ---------------------------------------------------------------------------------------------------------
 
 
-@fault(
-    "a foreign process owns the port",
-    refused("service orchestrator-staging: expected compose to recreate it, observed: ", staging="nothing"),
-    hosts=BOTH,
-    deployed=False,
-)
+OWNER = "service orchestrator-staging: expected compose to recreate it, observed: .* is owned by "
+OWN_PROCESS = f'{OWNER}process "[^"]+",pid={os.getpid()},'
+START = rb"POST /v[0-9.]+/containers/[0-9a-f]+/start"
+"""What compose asks of the engine once the container that it replaces is gone: the port is free at that moment."""
+
+
+@fault("a foreign process owns the port", refused(OWN_PROCESS, staging="nothing"), hosts=BOTH, deployed=False)
 def foreign_process(scene: Scene) -> None:
     listener = socket.create_server(("127.0.0.1", scene.copy.staging_port))
     scene.later(listener.close)
@@ -209,6 +211,39 @@ def foreign_container(scene: Scene) -> None:
     copy.engine.docker("run", "--detach", "--rm", *publish, "--label", "com.docker.compose.service=foreign",
                        copy.engine.base_image, "sleep", "3600")  # fmt: skip
     scene.later(lambda: copy.engine.docker("rm", "--force", name))
+
+
+@fault(
+    "staging is down, and `compose run` started an old container of it that owns the port",
+    refused("expected nobody or service orchestrator-staging, observed container .*-by-hand"),
+    hosts=BOTH,
+)
+def run_by_hand(scene: Scene) -> None:
+    copy = scene.copy
+    name = f"{copy.project}-by-hand"
+    copy.compose("stop", "orchestrator-staging")
+    copy.compose("run", "--detach", "--no-deps", "--service-ports", "--name", name, "orchestrator-staging")
+    scene.later(lambda: copy.engine.docker("rm", "--force", name))
+
+
+@fault("an old container takes the port while staging is recreated", refused(f"{OWNER}container .*-old"), hosts=BOTH)
+def old_container_during(scene: Scene) -> None:
+    copy = scene.copy
+    name = f"{copy.project}-old"
+    publish = ["--publish", f"127.0.0.1:{copy.staging_port}:8000", "--name", name]
+    old = ["run", "--detach", *publish, "--label", "com.docker.compose.service=old", f"{copy.project}-by-hand"]
+    scene.engine_proxy().when(START, lambda: copy.engine.run(*old))
+    scene.later(lambda: copy.engine.docker("rm", "--force", name))
+
+
+@fault(
+    "a foreign process takes the port while staging is recreated",
+    refused(OWN_PROCESS, staging="nothing"),
+    hosts=BOTH,
+)
+def foreign_process_during(scene: Scene) -> None:
+    address = ("127.0.0.1", scene.copy.staging_port)
+    scene.engine_proxy().when(START, lambda: scene.later(socket.create_server(address).close))
 
 
 @fault(

@@ -374,9 +374,23 @@ GUARDS = [
     Guard(
         "the port belongs to nobody else",
         HOOK,
-        '[[ -z "${line}" || "${line#*|}" == "${PROJECT}|$2" ]] ||',
+        '[[ -z "${line}" || "${line#*|}" == "${PROJECT}|$2|False" ]] ||',
         "true ||",
         (fault("a foreign container owns the port"),),
+    ),
+    Guard(
+        "the port belongs to no container of `compose run`",
+        HOOK,
+        '[[ -z "${line}" || "${line#*|}" == "${PROJECT}|$2|False" ]] ||',
+        '[[ -z "${line}" || "${line#*|}" == "${PROJECT}|$2|"* ]] ||',
+        ("tests/hook/test_never_production.py", "-k", "another_container_publishes"),
+    ),
+    Guard(
+        "who took the port meanwhile is named",
+        HOOK,
+        '    name_port_owners "$1"\n',
+        "",
+        (fault("an old container takes the port while staging is recreated"),),
     ),
     Guard(
         "only 200 is healthy",

@@ -27,7 +27,7 @@ class Proxy:
         self._flowing = threading.Event()
         self._flowing.set()
         self._lock = threading.Lock()
-        self._watched: list[tuple[re.Pattern[bytes], Callable[[], None]]] = []
+        self._watched: list[tuple[re.Pattern[bytes], Callable[[], object]]] = []
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._start(self._accept)
@@ -60,7 +60,7 @@ class Proxy:
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
 
-    def when(self, pattern: bytes, action: Callable[[], None]) -> None:
+    def when(self, pattern: bytes, action: Callable[[], object]) -> None:
         """Call `action` once, just before bytes of a client that match are passed on."""
         self._watched.append((re.compile(pattern), action))
 

@@ -276,6 +276,7 @@ def list_containers(state: State, argv: list[str]) -> None:
                 "{{.Names}}": one["name"],
                 '{{.Label "com.docker.compose.project"}}': one["project"],
                 '{{.Label "com.docker.compose.service"}}': one["service"],
+                '{{.Label "com.docker.compose.oneoff"}}': one.get("oneoff", "False"),
                 '{{.Label "imagefresh.kept-since"}}': one.get("kept-since", ""),
                 '{{.Label "imagefresh.left-by"}}': one.get("left-by", ""),
             }.items():

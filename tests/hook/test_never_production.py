@@ -85,7 +85,11 @@ def test_a_port_of_a_service_outside_the_profile_is_refused(pretended: Pretended
     assert "a port of shop" in refused(pretended, "port-of-other-service")
 
 
-@pytest.mark.parametrize("owner", [{"project": "", "service": ""}, {"project": "other"}, {"service": "shop"}], ids=str)
+@pytest.mark.parametrize(
+    "owner",
+    [{"project": "", "service": ""}, {"project": "other"}, {"service": "shop"}, {"oneoff": "True"}],
+    ids=str,
+)
 def test_a_port_that_another_container_publishes_is_refused(pretended: PretendedHost, owner: dict[str, str]) -> None:
     stranger = {
         "id": "3" * 64,
