@@ -197,7 +197,7 @@ reset_state() {
   PHASE='before'
   CONCLUDED='' STEP='' STEP_START=0 FAILURE=''
   # What tidy_up has to undo.
-  WORK='' CHILD='' READERS=() RUN_TAG='' CHECKING='' HOLDER='' PIN_DRAFT='' WATCHER=''
+  WORK='' CHILD='' READERS=() RUN_TAG='' CHECKING='' HOLDER='' PIN_DRAFT='' WATCHER='' NOTE=''
   # Of --lease: its token, and since when it is held and the caller was last heard, in milliseconds.
   TOKEN='' LEASED=0 HEARD=0
   # Of --observe: what was observed, files of $WORK; a container that is only read, a pause that must end and who ends it.
@@ -403,10 +403,9 @@ tidy_up_engine() {
   tidy_up_self_test
   tidy_up_observation
   [[ -n "${RUN_TAG}" ]] || return 0
-  # --force: a container that runs the image must not keep the tag alive. --no-prune: never a parent image.
-  run_child "${QUICK}" docker image rm --force --no-prune "${RUN_TAG}" >"${WORK}/out" 2>"${WORK}/err"
-  [[ "${STATUS}" == 0 ]] || grep -q 'No such image' "${WORK}/err" ||
-    say "warning: the tag ${RUN_TAG} could not be removed"
+  STATUS=0
+  [[ -z "${NOTE}" ]] || untag "${RUN_TAG}"
+  [[ "${STATUS}" != 0 ]] || sweep_runs
 }
 
 tidy_up_self_test() {
@@ -2360,6 +2359,7 @@ build_image() {
   done
   [[ -z "${BUILD_TARGET}" ]] || argv+=(--target "${BUILD_TARGET}")
   RUN_TAG="imagefresh-run:${RUN_ID,,}"
+  note_run
   run_build "${argv[@]}" --tag "${RUN_TAG}" --file "${DOCKERFILE}" "${CONTEXT}"
   take_built_image
 }
@@ -2446,6 +2446,81 @@ take_built_image() {
       "look at the builder of this host"
   IMAGE_ID=${SEEN_ID}
   REVISION=${GIT_SHA}
+  note_run
+}
+
+# --- Staging: what runs leave ----------------------------------------------------------------------------------------
+# Staging still runs the image of a run that failed, and one that was killed leaves its tag, too. So each notes in the
+# state folder what it makes, before it does: a file named like its tag, with the image IDs. A later run removes them.
+# Nothing is ever forced: the engine itself keeps what a container uses, even one that never runs.
+
+# Note that this run builds, or what it has built.
+note_run() {
+  NOTE="${STATE}/.runs/${RUN_TAG#*:}"
+  { mkdir -p -- "${NOTE%/*}" && printf '%s\n' "${IMAGE_ID}" >>"${NOTE}"; } 2>/dev/null ||
+    say "warning: ${NOTE} could not be written: no later run will remove what this one leaves"
+}
+
+# What this run made bears staging's name now. Where its note tells of other images, they are still to be removed.
+settle_run() {
+  local noted
+  run_child "${QUICK}" docker image rm --no-prune "${RUN_TAG}" >"${WORK}/out" 2>"${WORK}/err"
+  [[ "${STATUS}" == 0 ]] || return 0
+  noted=$(cat -- "${NOTE}" 2>/dev/null) || noted=''
+  [[ "${noted}" != $'\n'"${IMAGE_ID}" ]] || rm -f -- "${NOTE}"
+  NOTE=''
+}
+
+# Take the tag of a run away: TAG. Leaves in REPLY the ID that it bore, "" for none. The image stays, whoever needs it: the
+# tag moves to an empty one, and goes with that.
+untag() {
+  local id=''
+  run_child "${QUICK}" docker image inspect --format '{{.Id}}' -- "$1" >"${WORK}/out" 2>"${WORK}/err"
+  if [[ "${STATUS}" == 0 ]]; then
+    read_reply
+    id=${REPLY}
+    head -c 10240 /dev/zero >"${WORK}/empty.tar"
+    run_child "${QUICK}" docker import - "$1" <"${WORK}/empty.tar" >"${WORK}/out" 2>"${WORK}/err"
+    [[ "${STATUS}" != 0 ]] || run_child "${QUICK}" docker image rm --no-prune "$1" >"${WORK}/out" 2>"${WORK}/err"
+  elif grep -q 'No such image' "${WORK}/err"; then
+    STATUS=0
+  fi
+  [[ "${STATUS}" == 0 ]] || say "warning: the tag $1 could not be removed"
+  REPLY=${id}
+}
+
+# Remove what runs have left that came to no good end, as far as the engine lets it go. Never ends the run.
+sweep_runs() {
+  local note id ids left
+  for note in "${STATE}/.runs/"*; do
+    [[ -f "${note}" ]] || continue
+    untag "imagefresh-run:${note##*/}"
+    [[ "${STATUS}" == 0 ]] || return 0
+    [[ -z "${REPLY}" ]] || printf '%s\n' "${REPLY}" >>"${note}"
+    mapfile -t ids <"${note}"
+    left=''
+    for id in "${ids[@]}"; do
+      remove_left "${id}"
+      [[ "${STATUS}" == 0 ]] || left=1
+    done
+    [[ -n "${left}" ]] || rm -f -- "${note}"
+  done
+}
+
+# Remove an image that a run has left: IMAGE_ID. Leaves 0 in STATUS where there is nothing more to do: it is gone, somebody
+# gave it a name, or it came to a good end in another run, so that a verdict may name it.
+remove_left() {
+  STATUS=0
+  [[ "$1" =~ ^${IMAGE_ID_PATTERN}$ ]] || return 0
+  ! grep -qs "\"kind\":\"done\".*\"image_id\":\"$1\"" -- "${STATE}/history" || return 0
+  run_child "${QUICK}" docker image inspect --format '{{len .RepoTags}} {{len .RepoDigests}}' -- "$1" \
+    >"${WORK}/out" 2>"${WORK}/err"
+  read_reply
+  if [[ "${STATUS}" != 0 ]]; then
+    ! grep -q 'No such image' "${WORK}/err" || STATUS=0
+  elif [[ "${REPLY}" == '0 0' ]]; then
+    run_child "${QUICK}" docker image rm --no-prune -- "$1" >"${WORK}/out" 2>"${WORK}/err"
+  fi
 }
 
 # --- Staging: run and check ------------------------------------------------------------------------------------------
@@ -2544,6 +2619,7 @@ build_staging() {
   step tag "tagging ${TARGET_IMAGE}"
   tag_image "${TARGET_IMAGE}" "${IMAGE_ID}"
   keep_checkout
+  settle_run
   conclude 'done' built "staging runs ${IMAGE_ID}, built from ${GIT_SHA}"
 }
 

@@ -16,6 +16,7 @@ PORT = "pytest_imagefresh/core/port.py"
 PORT_TESTS = ("tests/core/test_port.py",)
 CONTENT_TESTS = "tests/core/test_content.py"
 SSH_TESTS = ("tests/hook/test_ssh.py", "-k")
+LEFT_TESTS = ("tests/hook/test_real_staging.py", "-k")
 NOTIFY_TESTS = ("tests/hook/test_notify.py", "-k")
 
 
@@ -96,6 +97,22 @@ GUARDS = [
         "true ||",
         (fault("an LFS pointer instead of the content"),),
     ),
+    Guard(
+        "the commit is read through a store of the run's own",
+        HOOK,
+        'GIT_NO_REPLACE_OBJECTS=1 GIT_NO_LAZY_FETCH=1 GIT_OPTIONAL_LOCKS=0\n    "GIT_INDEX_FILE=${index}" git -C '
+        '"${EXPORT}" "--git-dir=${STORE}"',
+        'GIT_NO_LAZY_FETCH=1 GIT_OPTIONAL_LOCKS=0\n    "GIT_INDEX_FILE=${index}" git -C '
+        '"${EXPORT}" "--git-dir=${BUILD_CONTEXT}/.git"',
+        (fault("replace refs for a file and for the commit"),),
+    ),
+    Guard(
+        "a submodule is taken at the commit that is recorded",
+        HOOK,
+        '    list_commit "${1:+"$1/modules/${name}"}" "${entry:7:40}" ',
+        '    list_commit "${1:+"$1/modules/${name}"}" "$(git --git-dir="$1/modules/${name}" rev-parse HEAD)" ',
+        (fault("the submodule is checked out at another commit than recorded"),),
+    ),
     # -- the build and the image
     Guard(
         "a file that changed has a time of its own",
@@ -145,6 +162,20 @@ GUARDS = [
         "FACT[image_id]=wrong",
         "FACT[image_id]=right",
         (fault("other code, built with the expected revision as argument, takes the staging tag"),),
+    ),
+    Guard(
+        "the same commit built again is another image",
+        HOOK,
+        "FACT[image_id]=wrong",
+        "FACT[image_id]=right",
+        (fault("the same commit is built again on a moved base"),),
+    ),
+    Guard(
+        "an image that is gone is refused as such",
+        HOOK,
+        '  FACT[image]=missing\n  [[ -n "${SEEN_ID}" ]] || return 0\n',
+        "",
+        (fault("the image is pruned before the promotion"),),
     ),
     Guard(
         "the revision label is the expected one",
@@ -513,11 +544,60 @@ GUARDS = [
         ("tests/core/test_verdict.py",),
     ),
     Guard(
+        "a caller who says nothing for 20 s loses the lock",
+        HOOK,
+        "      ((NOW - HEARD < SILENCE * 1000)) ||\n",
+        "      ((NOW > HEARD)) ||\n",
+        (fault("the client is stopped during the build, its connection open"),),
+    ),
+    Guard(
+        "one run at a time",
+        HOOK,
+        '  run_child "${QUICK}" flock -n "$1"\n',
+        "  STATUS=0\n",
+        (fault("two branches are gated at once"),),
+    ),
+    Guard(
+        "a session that sshd does not give yet is waited for",
+        "pytest_imagefresh/adapters/ssh/session.py",
+        "            if time.monotonic() >= give_up:\n",
+        "            if connection:\n",
+        ("tests/adapters/test_ssh.py", "-k", "programs_in_turn"),
+    ),
+    Guard(
         "the run's own tag is taken away",
         HOOK,
         '  [[ -n "${RUN_TAG}" ]] || return 0\n',
         "  return 0\n",
         (fault("dies at start"),),
+    ),
+    Guard(
+        "the images of failed runs are removed",
+        HOOK,
+        '  [[ "${STATUS}" != 0 ]] || sweep_runs\n',
+        "",
+        (*LEFT_TESTS, "failed_runs or killed_run"),
+    ),
+    Guard(
+        "no image is forced away from a container that does not run",
+        HOOK,
+        'docker import - "$1" <"${WORK}/empty.tar"',
+        'docker image rm --force "$1"',
+        (*LEFT_TESTS, "takes_no_image"),
+    ),
+    Guard(
+        "an image that has a name by now is nobody's leftover",
+        HOOK,
+        "  elif [[ \"${REPLY}\" == '0 0' ]]; then\n",
+        "  else\n",
+        (*LEFT_TESTS, "left_alone"),
+    ),
+    Guard(
+        "an image that was proven before is nobody's leftover",
+        HOOK,
+        '  ! grep -qs "\\"kind\\":\\"done\\".*',
+        '  ! grep -qs "\\"kind\\":\\"never\\".*',
+        (*LEFT_TESTS, "outlives"),
     ),
     Guard(
         "secrets are masked",

@@ -119,6 +119,8 @@ def inspect_image(state: State, argv: list[str]) -> int:
         print("null", '["run"]', '""', "/volume", sep="\n", end="\n\n")
     elif "{{len .RepoTags}}" in option(argv, "--format")[0]:
         print(list(state["images"].values()).count(image), 0)
+    elif option(argv, "--format") == ["{{.Id}}"]:
+        print(image)
     else:
         print(f"{image} {state['labels'][image]}")
     return 0
@@ -130,6 +132,8 @@ def tag_image(state: State, argv: list[str]) -> None:
 
 def remove_image(state: State, argv: list[str]) -> int:
     names = [full(word) for word in argv[2:] if not word.startswith("-")]
+    if names[0] in [one["image"] for one in state["containers"]]:
+        return fail(f"conflict: unable to delete {names[0]}: image is being used by a container")
     if names[0] in state["labels"]:
         del state["labels"][names[0]]
         return 0

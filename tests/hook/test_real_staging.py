@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import os
+import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -227,3 +231,103 @@ def test_a_caller_that_goes_away_during_the_build_leaves_nothing(real: RealHost)
     assert list(real.hook.temp_dir.iterdir()) == []
     assert real.run_tag() == ""
     assert real.copy.leftovers()["container"] == []
+
+
+# --- what runs leave on the engine ------------------------------------------------------------------------------------
+
+
+def failed(host: RealHost) -> str:
+    """Commit something new, build it, and let its check fail; return the image ID."""
+    host.copy.commit({"src/orchestrator/NEWS": str(time.monotonic_ns())})
+    return refused(host, "check-failed", STAGING_CHECK_COMMAND=encode_list(["false"])).image_id
+
+
+def killed(host: RealHost) -> str:
+    """Commit something new, build it, and kill the whole run in its check; return the image ID."""
+    host.copy.commit({"src/orchestrator/NEWS": str(time.monotonic_ns())})
+    variables = {**host.staging_variables(), "STAGING_CHECK_COMMAND": encode_list(["sh", "-c", "echo here; sleep 60"])}
+    argv = [str(host.hook.path), "--build-staging"]
+    with subprocess.Popen(
+        argv, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stderr
+        assert any(line.endswith(b"check: here\n") for line in process.stderr)
+        os.killpg(process.pid, signal.SIGKILL)
+        # What `timeout` runs is a process group of its own.
+        host.engine.docker("container", "stop", "--time", "0", host.copy.staging_container)
+    shutil.rmtree(host.hook.temp_dir)
+    host.hook.temp_dir.mkdir()
+    return host.run_tag()
+
+
+def kept(host: RealHost, *images: str) -> list[bool]:
+    """Whether each image is still there."""
+    return [host.image_of(image) == image for image in images]
+
+
+def notes(host: RealHost) -> list[Path]:
+    return list((host.copy.compose_dir / ".imagefresh/.runs").iterdir())
+
+
+def another_run(host: RealHost) -> None:
+    host.run_id = f"20260102T030406Z-{host.run_id.rpartition('-')[2]}"
+
+
+def test_images_of_failed_runs_stay_no_longer_than_staging_runs_them(real: RealHost) -> None:
+    first = built(real).image_id
+    one = failed(real)
+    assert kept(real, first, one) == [True, True]
+    two = failed(real)
+    assert kept(real, first, one, two) == [True, False, True]
+    real.copy.commit({"src/orchestrator/NEWS": "good"})
+    good = built(real).image_id
+    assert kept(real, first, one, two, good) == [True, False, False, True]
+    assert notes(real) == []
+
+
+def test_what_a_killed_run_left_is_removed_by_a_later_one(real: RealHost) -> None:
+    image = killed(real)
+    assert image
+    another_run(real)
+    real.copy.commit({"src/orchestrator/NEWS": "good"})
+    good = built(real).image_id
+    assert kept(real, image, good) == [False, True]
+    assert real.image_of(f"imagefresh-run:{real.run_id.lower()}".replace("0406z", "0405z")) == ""
+    assert notes(real) == []
+
+
+def test_an_image_that_has_a_name_or_a_container_by_now_is_left_alone(real: RealHost) -> None:
+    named = failed(real)
+    real.engine.docker("image", "tag", named, f"{real.copy.project}-by-hand")
+    used = failed(real)
+    container = f"{real.copy.project}-unused"
+    real.engine.docker("container", "create", "--name", container, used)
+    last = failed(real)
+    assert kept(real, named, used, last) == [True, True, True]
+    real.engine.docker("container", "rm", container)
+    failed(real)
+    assert kept(real, named, used, last) == [True, False, False]
+
+
+def test_an_image_that_was_proven_before_outlives_a_later_run_that_fails(real: RealHost) -> None:
+    proven, revision = built(real).image_id, real.copy.revision
+    real.copy.commit({"src/orchestrator/NEWS": "newer"})
+    newer = built(real).image_id
+    words = encode_list(["false"])
+    again = refused(real, "check-failed", GIT_SHA=revision, STAGING_CHECK_COMMAND=words).image_id
+    assert again == proven
+    built(real)
+    assert kept(real, proven, newer) == [True, True]
+
+
+def test_a_run_that_fails_takes_no_image_from_a_container_that_does_not_run(real: RealHost) -> None:
+    # As production's former images are kept.
+    image = built(real).image_id
+    container = f"{real.copy.project}-kept"
+    real.engine.docker("container", "create", "--name", container, image)
+    real.engine.docker("image", "rm", "--force", real.copy.staging_image)
+    override = "services:\n  orchestrator-staging:\n    command: [sh, -c, exit 3]\n"
+    (real.copy.compose_dir / "compose.override.yaml").write_text(override)
+    assert refused(real, "unhealthy").image_id == image
+    assert kept(real, image) == [True]
+    assert real.engine.docker("container", "inspect", "--format", "{{.Image}}", container) == image

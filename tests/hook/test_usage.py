@@ -378,7 +378,7 @@ def test_a_signal_during_the_build_ends_it_at_once_and_tidily(pretended: Pretend
     assert outcome.verdict == (11, "interrupted")
     assert "imagefresh: unknown: " in outcome.stderr
     assert list(pretended.hook.temp_dir.iterdir()) == []
-    assert "docker image rm --force --no-prune imagefresh-run:20260102t030405z-89abcdef" in pretended.calls
+    assert "docker image inspect --format {{.Id}} -- imagefresh-run:20260102t030405z-89abcdef" in pretended.calls
     assert not [call for call in pretended.changes() if "docker build " not in call]
     assert (pretended.compose_dir / ".imagefresh/lock").read_text() == ""
     assert pretended.staging(GIT_SHA="0" * 40).cause == "commit-missing"  # the lock is free
