@@ -2479,14 +2479,21 @@ untag() {
   if [[ "${STATUS}" == 0 ]]; then
     read_reply
     id=${REPLY}
-    head -c 10240 /dev/zero >"${WORK}/empty.tar"
-    run_child "${QUICK}" docker import - "$1" <"${WORK}/empty.tar" >"${WORK}/out" 2>"${WORK}/err"
+    give_to_empty_image "$1"
     [[ "${STATUS}" != 0 ]] || run_child "${QUICK}" docker image rm --no-prune "$1" >"${WORK}/out" 2>"${WORK}/err"
   elif grep -q 'No such image' "${WORK}/err"; then
     STATUS=0
   fi
   [[ "${STATUS}" == 0 ]] || say "warning: the tag $1 could not be removed"
   REPLY=${id}
+}
+
+# TAG. By `tag`, not by `import`: that one would not keep the former image in a containerd image store.
+give_to_empty_image() {
+  head -c 10240 /dev/zero >"${WORK}/empty.tar"
+  run_child "${QUICK}" docker import - <"${WORK}/empty.tar" >"${WORK}/out" 2>"${WORK}/err"
+  read_reply
+  [[ "${STATUS}" != 0 ]] || run_child "${QUICK}" docker image tag "${REPLY}" "$1" >"${WORK}/out" 2>"${WORK}/err"
 }
 
 # Remove what runs have left that came to no good end, as far as the engine lets it go. Never ends the run.

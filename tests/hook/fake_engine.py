@@ -172,7 +172,8 @@ def import_image(state: State, argv: list[str]) -> int:
     change = [words.removeprefix("LABEL ") for words in option(argv, "--change")]
     image = "sha256:" + digest(json.dumps(argv))
     state["labels"][image] = json.dumps(change[0].split("=", 1)[1]) if change else ""
-    state["images"][full(argv[-1])] = image
+    if argv[-1] != "-":
+        state["images"][full(argv[-1])] = image
     print(image)
     return 0
 
