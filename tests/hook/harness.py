@@ -230,8 +230,8 @@ class PretendedHost:
         return [" ".join(call["argv"]) for call in self.state["calls"]]
 
     def changes(self) -> list[str]:
-        """The calls that change a host."""
-        pattern = r" up |docker (build --|image tag|container (stop|restart|create|rm))"
+        """The calls that change a host, but for what becomes of a run's own tag."""
+        pattern = r" up |docker (build --|image tag (?!.* imagefresh-run:)|container (stop|restart|create|rm))"
         return [call for call in self.calls if re.search(pattern, call)]
 
     def staging(self, **changes: str | None) -> Outcome:

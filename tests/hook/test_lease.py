@@ -324,7 +324,7 @@ def test_two_modes_of_one_run_work_in_turn(pretended: PretendedHost, start: STAR
 
 
 @pytest.mark.parametrize("end", ["hung up", "killed"])
-@pytest.mark.parametrize("call", ["docker build --iidfile", " up ", "container exec", "image tag"])
+@pytest.mark.parametrize("call", ["docker build --iidfile", " up ", "container exec", " shop-shop-staging"])
 def test_the_end_of_the_lease_ends_the_work(pretended: PretendedHost, start: START, end: str, call: str) -> None:
     pretended.fail(call, sleep=60)
     lease = start("--lease")
