@@ -403,9 +403,7 @@ tidy_up_engine() {
   tidy_up_self_test
   tidy_up_observation
   [[ -n "${RUN_TAG}" ]] || return 0
-  STATUS=0
-  [[ -z "${NOTE}" ]] || untag "${RUN_TAG}"
-  [[ "${STATUS}" != 0 ]] || sweep_runs
+  sweep_runs
 }
 
 tidy_up_self_test() {
@@ -2496,22 +2494,29 @@ give_to_empty_image() {
   [[ "${STATUS}" != 0 ]] || run_child "${QUICK}" docker image tag "${REPLY}" "$1" >"${WORK}/out" 2>"${WORK}/err"
 }
 
-# Remove what runs have left that came to no good end, as far as the engine lets it go. Never ends the run.
+# Remove what runs have left that came to no good end, this one first. Never ends the run, and gives up where the engine
+# hangs.
 sweep_runs() {
-  local note id ids left
+  local note
+  [[ -z "${NOTE}" ]] || sweep_run "${NOTE}"
   for note in "${STATE}/.runs/"*; do
-    [[ -f "${note}" ]] || continue
-    untag "imagefresh-run:${note##*/}"
-    [[ "${STATUS}" == 0 ]] || return 0
-    [[ -z "${REPLY}" ]] || printf '%s\n' "${REPLY}" >>"${note}"
-    mapfile -t ids <"${note}"
-    left=''
-    for id in "${ids[@]}"; do
-      remove_left "${id}"
-      [[ "${STATUS}" == 0 ]] || left=1
-    done
-    [[ -n "${left}" ]] || rm -f -- "${note}"
+    [[ "${STATUS}" != 124 && "${STATUS}" != 137 ]] || return 0
+    [[ ! -f "${note}" || "${note}" == "${NOTE}" ]] || sweep_run "${note}"
   done
+}
+
+# NOTE. It stays as long as there is something that the engine does not let go.
+sweep_run() {
+  local id ids=() left=''
+  untag "imagefresh-run:${1##*/}"
+  [[ "${STATUS}" == 0 ]] || return 0
+  [[ -z "${REPLY}" ]] || { printf '%s\n' "${REPLY}" >>"$1"; } 2>/dev/null
+  [[ ! -f "$1" ]] || mapfile -t ids <"$1"
+  for id in "${ids[@]}"; do
+    remove_left "${id}"
+    [[ "${STATUS}" == 0 ]] || left=1
+  done
+  [[ -n "${left}" ]] || rm -f -- "$1"
 }
 
 # Remove an image that a run has left: IMAGE_ID. Leaves 0 in STATUS where there is nothing more to do: it is gone, somebody

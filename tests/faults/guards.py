@@ -574,8 +574,8 @@ GUARDS = [
     Guard(
         "the images of failed runs are removed",
         HOOK,
-        '  [[ "${STATUS}" != 0 ]] || sweep_runs\n',
-        "",
+        "  sweep_runs\n}",
+        '  [[ -z "${NOTE}" ]] || untag "${RUN_TAG}"\n}',
         (*LEFT_TESTS, "failed_runs or killed_run"),
     ),
     Guard(
