@@ -1288,7 +1288,8 @@ prepare_host() {
 
 prepare_folder() {
   require_tools
-  WORK=$(mktemp -d "${TEMP_DIR}/imagefresh.XXXXXXXXXX") ||
+  sweep_folders
+  WORK=$(mktemp -d "${TEMP_DIR}/imagefresh.$$.XXXXXXXXXX") ||
     cannot_tell no-temp "${TEMP_DIR}: expected room for a private folder, observed none" "free some space"
   mkdir -- "${WORK}/docker" ||
     cannot_tell no-temp "${TEMP_DIR}: expected room for a private folder, observed none" "free some space"
@@ -1296,6 +1297,15 @@ prepare_folder() {
   cd -- "${COMPOSE_DIR}" ||
     cannot_tell compose-dir "COMPOSE_DIR: expected a folder that the hook may enter, observed ${COMPOSE_DIR}" \
       "correct its mode"
+}
+
+# Remove the private folders of this user's killed runs, once nothing of these can work any more: after an hour.
+sweep_folders() {
+  local folder pid
+  while IFS= read -r -d '' folder; do
+    pid=${folder##*/imagefresh.}
+    [[ -e "/proc/${pid%%.*}" ]] || rm -rf -- "${folder}" 2>/dev/null || :
+  done < <(find "${TEMP_DIR}" -maxdepth 1 -type d -user "${UID}" -name 'imagefresh.[0-9]*.*' -mmin +60 -print0 2>/dev/null || :)
 }
 
 require_tools() {

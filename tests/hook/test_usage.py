@@ -527,3 +527,21 @@ def test_a_host_without_a_tool_is_no_decision(pretended: PretendedHost, tmp_path
     assert f"{pretended.tools}:{safe_path()}" in text
     pretended.hook.path.write_text(text.replace(f"{pretended.tools}:{safe_path()}", str(tools)))
     assert pretended.verify().verdict == (11, "tool-missing")
+
+
+def test_what_a_killed_run_left_is_removed_an_hour_later(pretended: PretendedHost) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    names = {
+        "killed": f"imagefresh.{gone.pid}.AAAAAAAAAA",
+        "just killed": f"imagefresh.{gone.pid}.BBBBBBBBBB",
+        "running": f"imagefresh.{os.getpid()}.CCCCCCCCCC",
+        "foreign": "imagefresh.notes",
+    }
+    for name in names.values():
+        (pretended.hook.temp_dir / name / "docker").mkdir(parents=True)
+        if name != names["just killed"]:
+            os.utime(pretended.hook.temp_dir / name, (0, 0))
+    assert Outcome.of(pretended.hook.run("--verify", pretended.promotion_variables())).verdict == (0, "verified")
+    left = {path.name for path in pretended.hook.temp_dir.iterdir()}
+    assert left == set(names.values()) - {names["killed"]}
