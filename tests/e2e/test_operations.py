@@ -119,3 +119,30 @@ def test_the_glass_breaks_only_where_the_policy_says_so_and_loudly(deployed: Pip
     last = read(deployed, "history")[-1]
     assert (last["mode"], last["image_id"], last["previous"]) == ("--break-glass", image, before[0])
     assert last["reason"].startswith(f"{NIGHT}: ")
+
+
+@pytest.mark.fault
+def test_a_regretted_promotion_is_taken_back(deployed: Pipeline) -> None:
+    old, before = deployed.prod, runs(deployed, deployed.copy.prod_container)[0]
+    new = deployed.copy.commit({"src/orchestrator/NEWS": "to be regretted"})
+    for ended in (deployed.gate(), deployed.promote()):
+        assert ended.status == 0, ended.output
+    image = runs(deployed, deployed.copy.prod_container)[0]
+    assert (deployed.prod, [each["image_id"] for each in situation(deployed)["kept"]]) == (new, [before])
+
+    back = order(deployed, "rollback")
+    assert back.status == 0, back.output
+    assert back.says("code goes back and data does not")
+    assert (deployed.prod, runs(deployed, deployed.copy.prod_container)[0]) == (old, before)
+    assert situation(deployed)["open"] is None
+
+    nowhere = order(deployed, "rollback")
+    assert nowhere.status == 4, nowhere.output
+    assert nowhere.says(f"expected a previous image among those that are kept for it.*observed .*{image}")
+    assert deployed.prod == old
+
+    forth = order(deployed, "rollback", "--to", image)
+    assert forth.status == 0, forth.output
+    assert (deployed.prod, runs(deployed, deployed.copy.prod_container)[0]) == (new, image)
+    causes = [each["cause"] for each in read(deployed, "history")]
+    assert causes == ["built", "promoted", "restored", "no-previous", "restored"]
