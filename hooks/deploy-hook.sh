@@ -3096,8 +3096,8 @@ check_production() {
       "service ${PROD_SERVICE}: expected ${PROD_PIN} to name its image, observed ${SERVICE_IMAGE[${PROD_SERVICE}]}" \
       "write image: \${${PROD_PIN}:-unpromoted:run-deploy-hook}"
   fi
-  refuse_foreign_port "${PROD_PORT}" "${PROD_PROXY:-${PROD_SERVICE}}"
   [[ -z "${PROD_PROXY}" ]] || check_proxy
+  refuse_foreign_port "${PROD_PORT}" "${PROD_PROXY:-${PROD_SERVICE}}"
   find_production
   [[ "${#FOUND[@]}" -le 1 ]] ||
     refuse container-count "service ${PROD_SERVICE}: expected at most 1 container, observed ${#FOUND[@]}" \

@@ -38,7 +38,7 @@ class Row:
 class Matrix:
     """Production runs `old`, and is on its way to `new`; both are proven images of one service."""
 
-    def __init__(self, host: RealHost, folder: Path, *, pinned: bool) -> None:
+    def __init__(self, host: RealHost, folder: Path, *, pinned: bool = True) -> None:
         self.host = host
         self.copy = host.copy
         self.pinned = pinned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.hook.harness import RealHost
+from tests.hook.harness import Outcome, RealHost, changed
 from tests.support import ROOT, Orchestrator, run
 
 SERVICE = "orchestrator"
@@ -86,6 +87,18 @@ class ProxiedHost(RealHost):
         assert _FIRST_PATH in text
         copy.commit({"src/orchestrator/service.py": text.replace(_FIRST_PATH, _SLOW_PATH)})
 
+    @property
+    def docker(self) -> Path:
+        """The program of these tests."""
+        found = shutil.which("docker")
+        assert found
+        return Path(found)
+
+    def rollback(self, **changes: str | None) -> Outcome:
+        """Call `--rollback` with changed variables; None leaves one out."""
+        proofs = dict.fromkeys(["SOURCE_IMAGE", "EXPECTED_REVISION", "EXPECTED_IMAGE_ID"])
+        return self.hook.call("--rollback", changed(self.promotion_variables(), {**proofs, **changes}))
+
     def promotion_variables(self) -> dict[str, str]:
         proxy = {"PROD_PROXY": PROXY, "PROD_PROXY_PORT": str(PORT), "PROD_DRAIN": "1"}
         return {**super().promotion_variables(), **proxy}
@@ -135,7 +148,7 @@ class Crowd:
 
 @contextmanager
 def crowd(port: int, *, slow: bool = False) -> Iterator[Crowd]:
-    """Ask a port of 127.0.0.1 in the background RATE times a second; where `slow`, one request that takes a while, too."""
+    """Ask a port of 127.0.0.1 in the background, RATE times a second; where `slow`, always one that takes a while, too."""
     seen, over = Crowd(), threading.Event()
 
     def come() -> None:

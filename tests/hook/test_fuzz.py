@@ -66,6 +66,9 @@ GOOD = {
     "PROD_PROFILE": "",
     "PROD_PIN": "PIN",
     "PRECHECK": "no",
+    "PROD_PROXY": "",
+    "PROD_PROXY_PORT": "8000",
+    "PROD_DRAIN": "10",
 }
 POLICY = {
     "PROD_IMAGE": "shop-shop",
