@@ -403,8 +403,8 @@ tidy_up_engine() {
   if [[ -n "${CHECKING}" ]]; then # ends the hung process inside the container too
     run_child "${QUICK}" docker container restart -t 2 "${CONTAINER_ID}" >/dev/null 2>&1
   fi
-  [[ -z "${PRECHECKING}" ]] || remove_precheck
   [[ -z "${BESIDE}" ]] || remove_beside
+  [[ -z "${PRECHECKING}" ]] || remove_precheck
   tidy_up_self_test
   tidy_up_observation
   [[ -n "${RUN_TAG}" ]] || return 0
@@ -3935,7 +3935,7 @@ test_proxy() {
 # Start the proxy, whatever is left of an earlier one: ID that the pin names meanwhile.
 start_proxy() {
   compose_with "${PROD_PROXY}" "${PROD_PROFILE}" "$1" "${PROD_PIN}"
-  change "${RECREATE}" "${COMPOSE[@]}" up -d --force-recreate --no-deps --no-build --pull never "${PROD_PROXY}"
+  change "${RECREATE}" "${COMPOSE[@]}" up -d --no-deps --force-recreate --pull never --no-build "${PROD_PROXY}"
   if [[ "${STATUS}" != 0 ]]; then
     error_line
     blame proxy-down "service ${PROD_PROXY}: expected compose to start it, observed: ${REPLY}" "correct that"
@@ -3976,7 +3976,7 @@ drain() {
   step drain "letting what is under way finish for ${PROD_DRAIN} s"
   milliseconds "${PROD_DRAIN}"
   end=$((NOW + REPLY))
-  while ((NOW < end)); do
+  until ((NOW >= end)); do
     pause 0.1
     require_alive
     now

@@ -1,15 +1,8 @@
-"""A real host whose production runs behind nginx, and visitors who come all the time."""
+"""A real host whose production runs behind nginx."""
 
 from __future__ import annotations
 
-import http.client
 import shutil
-import threading
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.hook.harness import Outcome, RealHost, changed
@@ -19,10 +12,6 @@ SERVICE = "orchestrator"
 PROXY = "orchestrator-proxy"
 PORT = 8000
 """On which the service's containers listen."""
-RATE = 100
-"""Requests a second."""
-_PATIENCE = 10.0
-_HANDS = 64
 
 NGINX = f"""
 error_log stderr;
@@ -41,7 +30,7 @@ http {{
 }}
 """
 
-_PUBLISHED = """    container_name: ${PROD_NAME:-orchestrator}
+_NAMED = """    container_name: ${PROD_NAME:-orchestrator}
 """
 _PORTS = """    ports:
       - "127.0.0.1:${PROD_PORT:-8500}:8000"
@@ -60,14 +49,29 @@ _PROXY = f"""
 """
 
 # A path that takes a while, for requests that are under way.
-SLOW_SECONDS = 2
+SLOW = "/slow"
+_SLOW_SECONDS = 2
 _FIRST_PATH = """        if self.path == "/health":
 """
-_SLOW_PATH = f"""        if self.path == "/slow":
-            time.sleep({SLOW_SECONDS})
+_SLOW_PATH = f"""        if self.path == "{SLOW}":
+            time.sleep({_SLOW_SECONDS})
             self._answer(200, self.server.about)
         elif self.path == "/health":
 """
+
+
+def put_behind_proxy(copy: Orchestrator) -> None:
+    """Let nginx stand before the copy's production, and commit a service that also has the path SLOW."""
+    image = run([ROOT / "scripts/nginx-image.sh"], env=copy.engine.env).stdout.strip()
+    compose_file = copy.compose_dir / "compose.yaml"
+    head, production = compose_file.read_text().split("\n  orchestrator:\n")
+    production = production.replace(_NAMED, "").replace(_PORTS, "")
+    compose_file.write_text(f"{head}\n  orchestrator:\n{production}{_PROXY % image}")
+    (copy.compose_dir / "nginx.conf").write_text(NGINX)
+    path = copy.worktree / "src/orchestrator/service.py"
+    text = path.read_text()
+    assert _FIRST_PATH in text
+    copy.commit({"src/orchestrator/service.py": text.replace(_FIRST_PATH, _SLOW_PATH)})
 
 
 class ProxiedHost(RealHost):
@@ -75,17 +79,8 @@ class ProxiedHost(RealHost):
 
     def __init__(self, copy: Orchestrator, folder: Path) -> None:
         super().__init__(copy, folder)
-        self.compose_file = copy.compose_dir / "compose.yaml"
-        image = run([ROOT / "scripts/nginx-image.sh"], env=copy.engine.env).stdout.strip()
-        head, production = self.compose_file.read_text().split("\n  orchestrator:\n")
-        production = production.replace(_PUBLISHED, "").replace(_PORTS, "")
-        self.compose_file.write_text(f"{head}\n  orchestrator:\n{production}{_PROXY % image}")
         self.configuration = copy.compose_dir / "nginx.conf"
-        self.configuration.write_text(NGINX)
-        path = copy.worktree / "src/orchestrator/service.py"
-        text = path.read_text()
-        assert _FIRST_PATH in text
-        copy.commit({"src/orchestrator/service.py": text.replace(_FIRST_PATH, _SLOW_PATH)})
+        put_behind_proxy(copy)
 
     @property
     def docker(self) -> Path:
@@ -121,56 +116,3 @@ class ProxiedHost(RealHost):
         seen = [self.container(each, field) for each in ids for field in fields]
         upstream = self.upstream.read_text() if self.upstream.exists() else ""
         return [*seen, upstream, self.image_of(self.copy.prod_image), self.copy.env_file.read_text()]
-
-
-@dataclass
-class Crowd:
-    """What became of the requests of many visitors."""
-
-    answered: int = 0
-    failed: list[str] = field(default_factory=list)
-    """Why, for each that got no whole answer with status 200."""
-
-    def visit(self, port: int, path: str) -> None:
-        """Ask once, on a connection of its own, and count the outcome."""
-        try:
-            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE)) as connection:
-                connection.request("GET", path)
-                answer = connection.getresponse()
-                answer.read()
-            if answer.status != 200:
-                raise http.client.HTTPException(f"status {answer.status}")
-        except (OSError, http.client.HTTPException) as error:
-            self.failed.append(f"{path}: {error!r}")
-        else:
-            self.answered += 1
-
-
-@contextmanager
-def crowd(port: int, *, slow: bool = False) -> Iterator[Crowd]:
-    """Ask a port of 127.0.0.1 in the background, RATE times a second; where `slow`, always one that takes a while, too."""
-    seen, over = Crowd(), threading.Event()
-
-    def come() -> None:
-        with ThreadPoolExecutor(_HANDS) as hands:
-            due = time.perf_counter()
-            while not over.is_set():
-                hands.submit(seen.visit, port, "/health")
-                due += 1 / RATE
-                over.wait(max(0.0, due - time.perf_counter()))
-
-    def linger() -> None:
-        while not over.is_set():
-            seen.visit(port, "/slow")
-
-    visitors = [threading.Thread(target=each, daemon=True) for each in ([come, linger] if slow else [come])]
-    for each in visitors:
-        each.start()
-    time.sleep(0.3)
-    try:
-        yield seen
-        time.sleep(0.3)
-    finally:
-        over.set()
-        for each in visitors:
-            each.join()

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeOrchestrator
+from tests.crowd import crowd
 from tests.hook.crash import Crashing, Point
 from tests.hook.harness import Outcome, PretendedHost, changed
-from tests.hook.proxied import NGINX, PROXY, SERVICE, ProxiedHost, crowd
+from tests.hook.proxied import NGINX, PROXY, SERVICE, SLOW, ProxiedHost
 from tests.hook.test_real_promotion import SILENT, break_staging
 from tests.support import ask
 
@@ -178,11 +179,11 @@ def assert_serves(host: ProxiedHost, image: str) -> None:
 @pytest.mark.docker
 def test_nobody_is_turned_away_by_a_promotion_and_a_rollback(proxied: ProxiedHost) -> None:
     old, new = (proxied.image_of(name) for name in (proxied.copy.prod_image, proxied.copy.staging_image))
-    with crowd(proxied.copy.prod_port, slow=True) as seen:
+    with crowd(proxied.copy.prod_port, lingering=SLOW) as seen:
         outcome = proxied.promote(PROD_DRAIN="3")
     assert outcome.verdict == (0, "promoted"), outcome.stderr
     assert seen.failed == []
-    assert seen.answered > 300
+    assert len(seen.answered) > 300
     assert_serves(proxied, new)
     before = proxied.production()
     proxied.copy.compose("up", "--detach")
