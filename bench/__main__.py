@@ -182,7 +182,7 @@ def keep(results: list[Measured], about: Mapping[str, object]) -> Path:
 
 def make_copy(stack: ExitStack, engine: Engine, folder: Path, ports: Ports) -> Orchestrator:
     """Return a copy of the example service that goes with the stack."""
-    unique = f"imagefresh-bench-{secrets.token_hex(3)}"
+    unique = f"if-{secrets.token_hex(4)}"
     staging, prod = ports.claim(), ports.claim()
     copy = Orchestrator(engine, folder, branch="feature/bench", unique=unique, staging_port=staging, prod_port=prod)
     stack.callback(copy.remove)

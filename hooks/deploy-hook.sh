@@ -3776,7 +3776,7 @@ find_proxy() {
 
 # Before production changes: the candidate runs beside it and is healthy, and the proxy can read its configuration.
 rehearse() {
-  find_containers "${PROD_SERVICE}"
+  find_production
   STANDING=${FOUND[*]-}
   find_proxy
   [[ -z "${PROXY_ID}" ]] || test_proxy lenient
