@@ -3794,16 +3794,9 @@ start_beside() {
     find_beside "$1"
   fi
   [[ -n "${CONTAINER_ID}" ]] ||
-    refuse start-failed "service ${PROD_SERVICE}: expected a container that runs $1, observed none" \
+    refuse start-failed "service ${PROD_SERVICE}: expected a container that has $1, observed none" \
       "look for another compose call at the same time"
-  if [[ "${SEEN[status]}" != running ]]; then
-    change "${RECREATE}" docker container start "${CONTAINER_ID}"
-    if [[ "${STATUS}" != 0 ]]; then
-      error_line
-      blame start-failed "container ${CONTAINER_ID:0:12}: expected the engine to start it, observed: ${REPLY}" \
-        "correct that and try again"
-    fi
-  fi
+  [[ "${SEEN[status]}" == running ]] || start_found
   FOUND=("${CONTAINER_ID}")
   take_only "${PROD_SERVICE}" "$1"
   compare_start "$1"
@@ -3833,6 +3826,16 @@ find_beside() {
   done
   CONTAINER_ID=${best}
   [[ -z "${best}" ]] || read_container "${best}"
+}
+
+# Start the container that was found.
+start_found() {
+  change "${RECREATE}" docker container start "${CONTAINER_ID}"
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame start-failed "container ${CONTAINER_ID:0:12}: expected the engine to start it, observed: ${REPLY}" \
+      "correct that and try again"
+  fi
 }
 
 # Let compose create one more container of production, and start none: ID. FOUND holds those that are there.
