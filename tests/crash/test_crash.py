@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeOrchestrator
-from tests.crash.matrix import MOST, SERVICE, Matrix, Row
+from tests.crash.matrix import MOST, SERVICE, Matrix, ProxiedMatrix, Row
 from tests.hook.crash import KILL_HOOK, KILL_SESSION, MOMENTS, Point, send
 from tests.hook.harness import Outcome
 from tests.hook.proxied import ProxiedHost
@@ -31,7 +31,7 @@ def test_killed(matrix: Matrix, record: Record, mode: str, victim: str) -> None:
 
 
 def test_killed_behind_a_proxy(orchestrator: MakeOrchestrator, record: Record, tmp_path: Path) -> None:
-    matrix = Matrix(ProxiedHost(orchestrator(), tmp_path / "hook"), tmp_path / "crashing")
+    matrix = ProxiedMatrix(ProxiedHost(orchestrator(), tmp_path / "hook"), tmp_path / "crashing")
     record(matrix.points("--promote behind a proxy: session killed", "--promote", {"killed": KILL_SESSION}, MOMENTS))
 
 
