@@ -234,6 +234,19 @@ def test_one_that_dies_behind_the_proxy_is_rolled_back(proxied: ProxiedHost) -> 
 
 @pytest.mark.docker
 @pytest.mark.fault
+def test_a_first_one_that_dies_behind_the_proxy_is_stopped_and_the_next_one_serves(empty: ProxiedHost) -> None:
+    break_staging(empty, DIES_SOON)
+    outcome = empty.promote(SETTLE="5")
+    assert outcome.status == 4, outcome.stderr
+    assert [empty.container(each, ".State.Running") for each in empty.containers()] == ["false"]
+    new = break_staging(empty, "exec python3 -m orchestrator")
+    outcome = empty.promote()
+    assert outcome.verdict == (0, "promoted"), outcome.stderr
+    assert_serves(empty, new)
+
+
+@pytest.mark.docker
+@pytest.mark.fault
 def test_a_proxy_that_leads_elsewhere_is_noticed(proxied: ProxiedHost) -> None:
     old = proxied.image_of(proxied.copy.prod_image)
     include = f"include /etc/nginx/imagefresh/{SERVICE}.conf;"
