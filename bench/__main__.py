@@ -27,8 +27,11 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.gap import RATE, Gap  # noqa: E402
+from bench.gap import Gap  # noqa: E402
 from bench.scene import LARGE_MB, Large, Scene  # noqa: E402
+from tests.crowd import RATE  # noqa: E402
+from tests.hook.harness import RealHost  # noqa: E402
+from tests.hook.proxied import ProxiedHost  # noqa: E402
 from tests.sshd import Sshd  # noqa: E402
 from tests.support import Engine, Orchestrator, Ports, start_engine  # noqa: E402
 
@@ -52,6 +55,8 @@ class Measured:
     """The most that its median may be above the base's, in seconds; without a base the most that it may be itself."""
     ratio_budget: float | None = None
     """The most that its median may be, as a multiple of the base's."""
+    most_failed: int | None = None
+    """Where failed requests are counted instead of seconds: the most of them in any run."""
     note: str = ""
 
     @property
@@ -71,7 +76,7 @@ class Subject:
     """How often in each turn: what takes milliseconds needs more runs than what takes seconds."""
 
 
-def subjects(scene: Scene, large: Large, gap: Gap) -> list[Subject]:
+def subjects(scene: Scene, large: Large, gap: Gap, proxied: Gap) -> list[Subject]:
     """Return everything that is measured, in the order of one turn."""
     floor, folder, silence = "bare commands", "build, folder", "gap, compose"
     gate, proof = 0.6, "budget without the pause proof"
@@ -109,6 +114,13 @@ def subjects(scene: Scene, large: Large, gap: Gap) -> list[Subject]:
         Subject(
             Measured("gap, promotion", base=silence, note="the same, promoted by the hook, settle 0"), gap.promotion
         ),
+        Subject(
+            Measured("gap, proxy", base=silence, note="the same, behind nginx, drained for 1 s"), proxied.promotion
+        ),
+        Subject(
+            Measured("failed, proxy", most_failed=0, note=f"how many of {RATE} requests a second failed, the same"),
+            proxied.failures,
+        ),
     ]
 
 
@@ -130,6 +142,8 @@ def judged(measured: Measured, base: Measured | None) -> tuple[str, str]:
     over = measured.median - (base.median if base else 0.0)
     if measured.ratio_budget is not None and base:
         shown, met = f"{measured.ratio_budget:g}x", measured.median / base.median <= measured.ratio_budget
+    elif measured.most_failed is not None:
+        shown, met = f"{measured.most_failed} failed", max(measured.seconds) <= measured.most_failed
     elif measured.budget is not None:
         shown, met = f"{'+' if base else ''}{measured.budget:g}", over <= measured.budget
     else:
@@ -168,7 +182,7 @@ def keep(results: list[Measured], about: Mapping[str, object]) -> Path:
 
 def make_copy(stack: ExitStack, engine: Engine, folder: Path, ports: Ports) -> Orchestrator:
     """Return a copy of the example service that goes with the stack."""
-    unique = f"imagefresh-bench-{secrets.token_hex(3)}"
+    unique = f"if-{secrets.token_hex(4)}"
     staging, prod = ports.claim(), ports.claim()
     copy = Orchestrator(engine, folder, branch="feature/bench", unique=unique, staging_port=staging, prod_port=prod)
     stack.callback(copy.remove)
@@ -184,10 +198,13 @@ def main() -> int:
     with ExitStack() as stack:
         stack.callback(ports.release)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imagefresh-bench-")))
-        usual, large, gap = (make_copy(stack, engine, folder / name, ports) for name in ("usual", "large", "gap"))
+        names = ("usual", "large", "gap", "proxied")
+        usual, large, gap, proxied = (make_copy(stack, engine, folder / name, ports) for name in names)
         sshd = stack.enter_context(Sshd(folder / "sshd"))
         scene, many_files = Scene(usual, folder / "usual", sshd), Large(large, folder / "large")
-        listed = subjects(scene, many_files, Gap(gap, folder / "gap"))
+        recreated = Gap(RealHost(gap, folder / "gap" / "hook"))
+        switched = Gap(ProxiedHost(proxied, folder / "proxied" / "hook"))
+        listed = subjects(scene, many_files, recreated, switched)
         results = measure(listed, runs)
         version = engine.docker("version", "--format", "{{.Client.Version}} {{.Server.Version}}")
     about = {"python": platform.python_version(), "processors": os.cpu_count(), "docker": version}

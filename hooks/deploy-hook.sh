@@ -28,6 +28,8 @@ readonly OUTPUT_LIMIT=1048576
 readonly NOTIFY_LIMIT=10
 # Images that production ran before and that nothing prunes, unless the policy says otherwise.
 readonly DEFAULT_KEEP=3
+# Seconds that a container may still work after the proxy has left it, unless the caller says otherwise.
+readonly DEFAULT_DRAIN=10
 # Bytes that a caller may send as a pack.
 readonly PACK_LIMIT=4294967296
 # Characters of VERDICT; seconds by which the clock of whoever signed it may be ahead; seconds that it is good for, unless
@@ -40,7 +42,7 @@ readonly STAGING_VARIABLES='GIT_SHA BUILD_CONTEXT BUILD_SUBDIR BUILD_DOCKERFILE 
   TARGET_SERVICE TARGET_PORT COMPOSE_PROFILE STAGING_CONTAINER STAGING_CHECK_COMMAND STAGING_CHECK_PATH
   STAGING_CHECK_MODE BUILD_TIMEOUT CHECK_TIMEOUT'
 readonly PROMOTION_VARIABLES='SOURCE_IMAGE EXPECTED_REVISION EXPECTED_IMAGE_ID VERDICT PROD_IMAGE PROD_SERVICE PROD_PORT
-  PROD_PROFILE PROD_PIN PRECHECK'
+  PROD_PROFILE PROD_PIN PRECHECK PROD_PROXY PROD_PROXY_PORT PROD_DRAIN'
 readonly OPERATION_VARIABLES='REASON HISTORY_LIMIT'
 
 readonly OBSERVATION_VARIABLES='OBSERVE OBSERVE_IMAGE OBSERVE_PATHS'
@@ -169,11 +171,10 @@ Everything else comes in variables:
   to run or judge an image  HEALTH_PATH HEALTH_TIMEOUT SETTLE
   staging    GIT_SHA BUILD_CONTEXT [BUILD_SUBDIR BUILD_DOCKERFILE BUILD_TARGET BUILD_ARGS] TARGET_IMAGE TARGET_SERVICE
              TARGET_PORT COMPOSE_PROFILE STAGING_CONTAINER STAGING_CHECK_COMMAND or STAGING_CHECK_PATH
-             [STAGING_CHECK_MODE] BUILD_TIMEOUT CHECK_TIMEOUT [PROD_IMAGE PROD_SERVICE PROD_PORT]
+             [STAGING_CHECK_MODE] BUILD_TIMEOUT CHECK_TIMEOUT [PROD_IMAGE PROD_SERVICE PROD_PORT PROD_PROXY]
   promotion  SOURCE_IMAGE [EXPECTED_REVISION EXPECTED_IMAGE_ID VERDICT] PROD_IMAGE PROD_SERVICE PROD_PORT
-             [PROD_PROFILE PROD_PIN PRECHECK]
-  rollback   [SOURCE_IMAGE: the ID of an image that is kept] PROD_IMAGE PROD_SERVICE PROD_PORT [PROD_PROFILE PROD_PIN
-             PRECHECK]
+             [PROD_PROFILE PROD_PIN PRECHECK] [PROD_PROXY PROD_PROXY_PORT PROD_DRAIN: nginx before production]
+  rollback   [SOURCE_IMAGE: the ID of an image that is kept] PROD_IMAGE PROD_SERVICE PROD_PORT, and what is optional there
   observe    OBSERVE [OBSERVE_IMAGE OBSERVE_PATHS] TARGET_IMAGE TARGET_SERVICE TARGET_PORT COMPOSE_PROFILE
              STAGING_CONTAINER PROD_IMAGE PROD_SERVICE PROD_PORT
   self-test  as promotion, without SOURCE_IMAGE, EXPECTED_REVISION, EXPECTED_IMAGE_ID and VERDICT
@@ -215,6 +216,9 @@ reset_state() {
   declare -gA POLICY=() POLICIES=() FACT=() SIGNED=()
   POLICED='' POLICY_NAMES=() CLAIMS=() SIGNERS_UID=0 LEDGER=''
   LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' MOVED='' AGAIN='' PRECHECKING=''
+  # Of a proxy: its container while it runs, where it answers; the image that was started beside production, and the
+  # containers that were there before that.
+  PROXY_ID='' PROXY_ADDRESS='' PROXY_STARTED='' BESIDE='' STANDING=''
   # Of the audit: who asks (the fingerprint of a key, where there is one), what could not be written, and 1 in a case of
   # --self-test, which decides nothing.
   WHO='' UNRECORDED='' REHEARSAL='' STATE=''
@@ -239,7 +243,7 @@ step() {
   end_step
   heed_lease
   STEP="${AGAIN}$1"
-  [[ "${PHASE}" != rolling-back ]] || STEP="rollback-$1"
+  [[ "${PHASE}" != rolling-back ]] || STEP="rollback-${STEP}"
   STEP_START=${NOW}
   say "step: $2"
 }
@@ -399,6 +403,7 @@ tidy_up_engine() {
   if [[ -n "${CHECKING}" ]]; then # ends the hung process inside the container too
     run_child "${QUICK}" docker container restart -t 2 "${CONTAINER_ID}" >/dev/null 2>&1
   fi
+  [[ -z "${BESIDE}" ]] || remove_beside
   [[ -z "${PRECHECKING}" ]] || remove_precheck
   tidy_up_self_test
   tidy_up_observation
@@ -872,6 +877,7 @@ read_staging_variables() {
   [[ -z "${PROD_IMAGE}" ]] || need_reference PROD_IMAGE
   [[ -z "${PROD_PORT}" ]] || need_port PROD_PORT
   may_have PROD_SERVICE "${NAME_PATTERN}" 'the name of a compose service'
+  may_have PROD_PROXY "${NAME_PATTERN}" 'the name of a compose service, or nothing'
 }
 
 read_build_variables() {
@@ -945,6 +951,23 @@ read_production_variables() {
     *) ;;
   esac
   may_have PRECHECK 'yes|no' 'yes, no or nothing'
+  read_proxy_variables
+}
+
+read_proxy_variables() {
+  may_have PROD_PROXY "${NAME_PATTERN}" 'the name of a compose service, or nothing'
+  if [[ -z "${PROD_PROXY}" ]]; then
+    PROD_PROXY_PORT='' PROD_DRAIN='' # a caller who passes defaults asks for nothing by that
+    return 0
+  fi
+  [[ "${PROD_PROXY}" != "${PROD_SERVICE}" ]] || malformed PROD_PROXY "a service other than production's own"
+  [[ -n "${PROD_PIN}" ]] ||
+    misuse variable-missing "PROD_PIN: expected one, since PROD_PROXY is set, observed nothing" \
+      "two images run side by side: only a pin tells any compose call which of them is production"
+  need_port PROD_PROXY_PORT
+  : "${PROD_DRAIN:=${DEFAULT_DRAIN}}"
+  need_timeout PROD_DRAIN
+  [[ "${REPLY}" -ge 1000 ]] || malformed PROD_DRAIN 'a number of seconds from 1, in which the proxy takes over'
 }
 
 # Leave in REPLY a reference as the engine reads it: `x`, `x:latest` and `docker.io/library/x` are one.
@@ -1029,7 +1052,7 @@ fits_policy() {
   REPLY=''
   case "$1" in
     PROD_IMAGE) pattern=${REFERENCE_PATTERN} ;;
-    PROD_SERVICE) pattern=${NAME_PATTERN} ;;
+    PROD_SERVICE | PROD_PROXY) pattern=${NAME_PATTERN} ;;
     REPO) pattern=${REPO_PATTERN} ;;
     PROD_PORT) pattern='[1-9][0-9]{0,4}' ;;
     COMPOSE_DIR | REPOS_DIR | ALLOWED_SIGNERS | REVOKED_KEYS | NOTIFY) pattern='/[ -~]+' ;;
@@ -1096,6 +1119,10 @@ find_policy() {
   [[ "${REPO}" == "${POLICY[REPO]-${REPO}}" ]] ||
     refuse policy-mismatch "REPO: expected ${POLICY[REPO]}, as policy ${found} says, observed ${REPO}" \
       "name the repo of this production"
+  [[ "${PROD_PROXY}" == "${POLICY[PROD_PROXY]-}" ]] ||
+    refuse policy-mismatch \
+      "PROD_PROXY: expected ${POLICY[PROD_PROXY]-none}, as policy ${found} says, observed ${PROD_PROXY:-none}" \
+      "name the proxy of this production, or correct the policy"
   take_notifier
 }
 
@@ -1123,7 +1150,13 @@ refuse_claimed_staging() {
           refuse staging-is-claimed \
             "staging: expected nothing that policy ${name} claims as production, observed ${claim}" "name staging's own"
           ;;
-        *" of ${folder}") require_clone_below "${POLICY[REPOS_DIR]-}" ;;
+        *" of ${folder}")
+          [[ "${TARGET_SERVICE}" != "${POLICY[PROD_PROXY]-}" ]] ||
+            refuse staging-is-claimed \
+              "staging: expected nothing that policy ${name} claims as production, observed its proxy ${TARGET_SERVICE}" \
+              "name staging's own"
+          require_clone_below "${POLICY[REPOS_DIR]-}"
+          ;;
         *) ;;
       esac
     done
@@ -1237,6 +1270,9 @@ assign() {
     PROD_PROFILE) PROD_PROFILE=$2 ;;
     PROD_PIN) PROD_PIN=$2 ;;
     PRECHECK) PRECHECK=$2 ;;
+    PROD_PROXY) PROD_PROXY=$2 ;;
+    PROD_PROXY_PORT) PROD_PROXY_PORT=$2 ;;
+    PROD_DRAIN) PROD_DRAIN=$2 ;;
     HISTORY_LIMIT) HISTORY_LIMIT=$2 ;;
     OBSERVE) OBSERVE=$2 ;;
     OBSERVE_IMAGE) OBSERVE_IMAGE=$2 ;;
@@ -1258,6 +1294,10 @@ bind_to_policy() {
   require_bound COMPOSE_DIR "${COMPOSE_DIR-${POLICY[COMPOSE_DIR]}}" "${POLICY[COMPOSE_DIR]}"
   PROD_IMAGE=${POLICY[PROD_IMAGE]} PROD_SERVICE=${POLICY[PROD_SERVICE]} PROD_PORT=${POLICY[PROD_PORT]}
   COMPOSE_DIR=${POLICY[COMPOSE_DIR]}
+  if [[ -n "${POLICY[PROD_PROXY]-}" ]]; then
+    require_bound PROD_PROXY "${PROD_PROXY-${POLICY[PROD_PROXY]}}" "${POLICY[PROD_PROXY]}"
+    PROD_PROXY=${POLICY[PROD_PROXY]}
+  fi
   if [[ -n "${POLICY[REPO]-}" ]]; then
     require_bound REPO "${REPO-${POLICY[REPO]}}" "${POLICY[REPO]}"
     REPO=${POLICY[REPO]}
@@ -1532,7 +1572,7 @@ parse_compose() {
   PROJECT=''
   declare -gA SERVICE_IMAGE=() SERVICE_CONTAINER=() SERVICE_BUILD=()
   declare -gA SERVICE_PROFILES=() SERVICE_DEPENDS=() SERVICE_PORTS=() SERVICE_PULL=() SERVICE_SAYS=() SERVICE_MOUNTS=()
-  declare -gA SERVICE_TARGET=()
+  declare -gA SERVICE_TARGET=() SERVICE_NAMED=() SERVICE_SOURCES=()
   while IFS= read -r line; do
     if [[ "${line}" =~ ^' '{2}\"([a-z0-9-]+)\":' '(.*)$ ]]; then
       section=${BASH_REMATCH[1]}
@@ -1559,7 +1599,7 @@ parse_service_key() {
   value=${value%\"}
   case "$2" in
     image) SERVICE_IMAGE[$1]=${value} ;;
-    container_name) SERVICE_CONTAINER[$1]=${value} ;;
+    container_name) SERVICE_CONTAINER[$1]=${value} SERVICE_NAMED[$1]=1 ;;
     build) SERVICE_BUILD[$1]=1 ;;
     pull_policy) SERVICE_PULL[$1]=${value} ;;
     entrypoint | command | user) [[ "${value}" == null ]] || SERVICE_SAYS[$1]+=" $2 " ;;
@@ -1573,7 +1613,10 @@ parse_service_item() {
     profiles) [[ ! "$3" =~ ^' '{8}\"(.*)\" ]] || SERVICE_PROFILES[$1]+=" ${BASH_REMATCH[1]} " ;;
     depends_on) [[ ! "$3" =~ ^' '{8}\"(.*)\":' {' ]] || SERVICE_DEPENDS[$1]+=" ${BASH_REMATCH[1]}" ;;
     ports) parse_port "$1" "$3" ;;
-    volumes) [[ ! "$3" =~ ^' '{10}\"target\":' '\"(.*)\" ]] || SERVICE_MOUNTS[$1]+="${BASH_REMATCH[1]}"$'\n' ;;
+    volumes)
+      [[ ! "$3" =~ ^' '{10}\"target\":' '\"(.*)\" ]] || SERVICE_MOUNTS[$1]+="${BASH_REMATCH[1]}"$'\n'
+      [[ ! "$3" =~ ^' '{10}\"source\":' '\"(.*)\" ]] || SERVICE_SOURCES[$1]+="${BASH_REMATCH[1]}"$'\n'
+      ;;
     configs | secrets)
       [[ ! "$3" =~ ^' '{10}\"(source|target)\":' '\"(.*)\" ]] || SERVICE_MOUNTS[$1]+="${BASH_REMATCH[2]}"$'\n'
       ;;
@@ -1857,6 +1900,9 @@ refuse_production_names() {
       "name the staging image"
   [[ "${TARGET_SERVICE}" != "${PROD_SERVICE}" ]] ||
     refuse service-is-prod "TARGET_SERVICE: expected a service other than production's, observed ${TARGET_SERVICE}" \
+      "name the staging service"
+  [[ "${TARGET_SERVICE}" != "${PROD_PROXY-}" ]] ||
+    refuse service-is-prod "TARGET_SERVICE: expected a service other than production's proxy, observed ${TARGET_SERVICE}" \
       "name the staging service"
   [[ "${TARGET_PORT}" != "${PROD_PORT}" ]] ||
     refuse port-is-prod "TARGET_PORT: expected a port other than production's, observed ${TARGET_PORT}" \
@@ -3050,8 +3096,9 @@ check_production() {
       "service ${PROD_SERVICE}: expected ${PROD_PIN} to name its image, observed ${SERVICE_IMAGE[${PROD_SERVICE}]}" \
       "write image: \${${PROD_PIN}:-unpromoted:run-deploy-hook}"
   fi
-  refuse_foreign_port "${PROD_PORT}" "${PROD_SERVICE}"
-  find_containers "${PROD_SERVICE}"
+  [[ -z "${PROD_PROXY}" ]] || check_proxy
+  refuse_foreign_port "${PROD_PORT}" "${PROD_PROXY:-${PROD_SERVICE}}"
+  find_production
   [[ "${#FOUND[@]}" -le 1 ]] ||
     refuse container-count "service ${PROD_SERVICE}: expected at most 1 container, observed ${#FOUND[@]}" \
       "the hook handles services without replicas"
@@ -3075,6 +3122,18 @@ resolve_production() {
   else
     resolve_compose
   fi
+}
+
+# Leave in FOUND the containers of production. Behind a proxy one that was stopped may lie beside the one that runs.
+find_production() {
+  local id running=()
+  find_containers "${PROD_SERVICE}"
+  [[ -n "${PROD_PROXY}" ]] || return 0
+  for id in "${FOUND[@]}"; do
+    read_container "${id}"
+    [[ "${SEEN[status]-}" != running ]] || running+=("${id}")
+  done
+  [[ "${#running[@]}" == 0 ]] || FOUND=("${running[@]}")
 }
 
 # Leave the image that production runs now in PREVIOUS_ID; FOUND holds its container.
@@ -3403,7 +3462,9 @@ journal_pattern() {
     revision) REPLY="(${HEX40})?" ;;
     image) REPLY=${REFERENCE_PATTERN} ;;
     port) REPLY='[1-9][0-9]{0,4}' ;;
-    profile | pin) REPLY="(${NAME_PATTERN})?" ;;
+    profile | pin | proxy) REPLY="(${NAME_PATTERN})?" ;;
+    proxy_port) REPLY='([1-9][0-9]{0,4})?' ;;
+    drain) REPLY="(${SECONDS_PATTERN})?" ;;
     pin_line) REPLY='.*' ;;
     new) REPLY=${IMAGE_ID_PATTERN} ;;
     old | old_tag) REPLY="(${IMAGE_ID_PATTERN})?" ;;
@@ -3414,7 +3475,7 @@ journal_pattern() {
 }
 
 readonly JOURNAL_KEYS='run since cause repo revision service image port profile pin pin_line new old old_tag health_path
-  health_timeout settle'
+  health_timeout settle proxy proxy_port drain'
 
 # Open it, on the disk before anything changes: CAUSE of a success.
 open_journal() {
@@ -3424,7 +3485,8 @@ open_journal() {
     [run]=${RUN_ID} [since]=${since} [cause]=$1 [repo]=${REPO} [revision]=${REVISION} [service]=${PROD_SERVICE}
     [image]=${PROD_IMAGE} [port]=${PROD_PORT} [profile]=${PROD_PROFILE} [pin]=${PROD_PIN} [pin_line]=${PIN_LINE}
     [new]=${IMAGE_ID} [old]=${PREVIOUS_ID} [old_tag]=${PREVIOUS_TAG_ID} [health_path]=${HEALTH_PATH}
-    [health_timeout]=${HEALTH_TIMEOUT} [settle]=${SETTLE}
+    [health_timeout]=${HEALTH_TIMEOUT} [settle]=${SETTLE} [proxy]=${PROD_PROXY} [proxy_port]=${PROD_PROXY_PORT}
+    [drain]=${PROD_DRAIN}
   )
   JOURNALED=1 # whatever ends this run from here on removes it
   {
@@ -3597,7 +3659,7 @@ are kept for it and that no rollback has left, observed ${kept:-none}; name one 
 readonly REHEARSED='imagefresh.precheck'
 
 precheck() {
-  [[ "${PRECHECK}" == yes ]] || return 0
+  [[ "${PRECHECK}" == yes && -z "${PROD_PROXY}" ]] || return 0 # a proxy gets nothing else than one that runs beside
   PRECHECKING=1
   step precheck "starting ${IMAGE_ID} beside production"
   remove_precheck
@@ -3662,6 +3724,323 @@ remove_precheck() {
     say "WARNING: a container labelled ${REHEARSED}=${PROJECT}/${PROD_SERVICE} may be left: remove it"
 }
 
+# --- Promotion: behind a proxy ----------------------------------------------------------------------------------------
+# With PROD_PROXY, nginx owns production's port. The candidate runs beside the container that serves; one line in a file of
+# the state folder, which the proxy includes in its upstream block, says to which of them it leads. The old container is
+# stopped before the new one is believed to answer, and removed past the commit point: until then it is the way back.
+
+# What the proxy is, as the compose files tell it and as it runs.
+check_proxy() {
+  local source folder mounted=''
+  [[ -n "${SERVICE_IMAGE[${PROD_PROXY}]-}" ]] ||
+    refuse proxy-missing "PROD_PROXY: expected a service of ${COMPOSE_DIR}, observed ${PROD_PROXY}" \
+      "the compose file has: ${!SERVICE_IMAGE[*]}"
+  [[ -z "${SERVICE_PORTS[${PROD_SERVICE}]-}" ]] ||
+    refuse production-publishes \
+      "service ${PROD_SERVICE}: expected no published ports, since two of it run side by side, observed${SERVICE_PORTS[${PROD_SERVICE}]% }" \
+      "remove ports: of ${PROD_SERVICE} from the compose file in ${COMPOSE_DIR}"
+  [[ -z "${SERVICE_NAMED[${PROD_SERVICE}]-}" ]] ||
+    refuse production-named \
+      "service ${PROD_SERVICE}: expected no container_name:, since two of it run side by side, observed ${SERVICE_CONTAINER[${PROD_SERVICE}]}" \
+      "remove container_name: of ${PROD_SERVICE} from the compose file in ${COMPOSE_DIR}"
+  [[ "${SERVICE_PORTS[${PROD_PROXY}]-}" == *" ${PROD_PORT} "* ]] ||
+    refuse proxy-port "service ${PROD_PROXY}: expected ports: to publish ${PROD_PORT}, observed:${SERVICE_PORTS[${PROD_PROXY}]- none}" \
+      "publish it below ${PROD_PROXY} in the compose file in ${COMPOSE_DIR}"
+  folder=$(readlink -m -- "${STATE}/proxy")
+  while IFS= read -r source; do
+    source=$(readlink -m -- "${source:-/}")
+    [[ "${source}" != "${folder}" ]] || mounted=1
+  done <<<"${SERVICE_SOURCES[${PROD_PROXY}]-}"
+  [[ -n "${mounted}" ]] ||
+    refuse proxy-mount "service ${PROD_PROXY}: expected volumes: to mount ${folder}, observed none that does" \
+      "mount ./.imagefresh/proxy read-only, and include its files in the upstream block"
+  find_proxy
+}
+
+# Leave in PROXY_ID the container of the proxy, in PROXY_ADDRESS where it answers for production; both empty while none runs.
+find_proxy() {
+  local taken=${CONTAINER_ID} since=${STARTED_AT}
+  PROXY_ID='' PROXY_ADDRESS='' PROXY_STARTED=''
+  find_containers "${PROD_PROXY}"
+  [[ "${#FOUND[@]}" -le 1 ]] ||
+    refuse container-count "service ${PROD_PROXY}: expected at most 1 container, observed ${#FOUND[@]}" \
+      "the hook handles a proxy without replicas"
+  [[ "${#FOUND[@]}" == 1 ]] || return 0
+  read_container "${FOUND[0]}"
+  [[ "${SEEN[status]-}" == running ]] || return 0
+  CONTAINER_ID=${FOUND[0]} STARTED_AT=${SEEN[started]} # who is asked why, where it publishes nothing
+  find_address "${PROD_PORT}"
+  PROXY_ID=${CONTAINER_ID} PROXY_ADDRESS=${ADDRESS} PROXY_STARTED=${STARTED_AT}
+  CONTAINER_ID=${taken} STARTED_AT=${since}
+}
+
+# Before production changes: the candidate runs beside it and is healthy, and the proxy can read its configuration.
+rehearse() {
+  find_production
+  STANDING=${FOUND[*]-}
+  find_proxy
+  [[ -z "${PROXY_ID}" ]] || test_proxy lenient
+  BESIDE=${IMAGE_ID}
+  start_beside "${IMAGE_ID}"
+}
+
+# Have a container of production run from an image ID, healthy at its own address; others stay as they are: ID.
+start_beside() {
+  AGAIN=''
+  step beside "starting $1 beside what serves"
+  find_beside "$1"
+  if [[ -z "${CONTAINER_ID}" ]]; then
+    create_beside "$1"
+    find_beside "$1"
+  fi
+  [[ -n "${CONTAINER_ID}" ]] ||
+    refuse start-failed "service ${PROD_SERVICE}: expected a container that has $1, observed none" \
+      "look for another compose call at the same time"
+  [[ "${SEEN[status]}" == running ]] || start_found
+  FOUND=("${CONTAINER_ID}")
+  take_only "${PROD_SERVICE}" "$1"
+  compare_start "$1"
+  find_own_address
+  AGAIN='beside-'
+  await_health
+  require_alive
+  AGAIN=''
+}
+
+# Leave in CONTAINER_ID the container of production that can serve an image ID, and the SEEN table about it; one that runs
+# comes first, one that restarted by itself or is unhealthy does not count: ID.
+find_beside() {
+  local id best=''
+  find_containers "${PROD_SERVICE}"
+  for id in "${FOUND[@]}"; do
+    read_container "${id}"
+    case "${SEEN[image]-}/${SEEN[restarts]-}/${SEEN[status]-}/${SEEN[health]-}" in
+      "$1/0/running/unhealthy") ;;
+      "$1/0/running/"*)
+        best=${id}
+        break
+        ;;
+      "$1/0/exited/"* | "$1/0/created/"*) best=${id} ;;
+      *) ;;
+    esac
+  done
+  CONTAINER_ID=${best}
+  [[ -z "${best}" ]] || read_container "${best}"
+}
+
+# Start the container that was found.
+start_found() {
+  change "${RECREATE}" docker container start "${CONTAINER_ID}"
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame start-failed "container ${CONTAINER_ID:0:12}: expected the engine to start it, observed: ${REPLY}" \
+      "correct that and try again"
+  fi
+}
+
+# Let compose create one more container of production, and start none: ID. FOUND holds those that are there.
+create_beside() {
+  compose_with "${PROD_SERVICE}" "${PROD_PROFILE}" "$1" "${PROD_PIN}"
+  change "${RECREATE}" "${COMPOSE[@]}" up --no-start --no-recreate --no-deps --no-build --pull never \
+    --scale "${PROD_SERVICE}=$((${#FOUND[@]} + 1))" "${PROD_SERVICE}"
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame start-failed "service ${PROD_SERVICE}: expected compose to create one more, observed: ${REPLY}" \
+      "correct that and try again"
+  fi
+}
+
+# Leave in ADDRESS where the taken container answers by itself: on a network that it shares with the proxy, where that runs.
+find_own_address() {
+  local network address shared=''
+  if [[ -n "${PROXY_ID}" ]]; then
+    read_networks "${PROXY_ID}"
+    shared=${REPLY}
+  fi
+  read_networks "${CONTAINER_ID}"
+  ADDRESS=''
+  while read -r network address; do
+    [[ -z "${address}" || (-n "${PROXY_ID}" && $'\n'"${shared}" != *$'\n'"${network} "*) ]] ||
+      ADDRESS="${address}:${PROD_PROXY_PORT}"
+  done <<<"${REPLY}"
+  [[ -n "${ADDRESS}" ]] || require_alive # a container that is just dying has no address any more
+  [[ -n "${ADDRESS}" ]] ||
+    refuse proxy-network "container ${CONTAINER_ID:0:12}: expected a network that it shares with ${PROD_PROXY}, observed none" \
+      "put both services on one bridge network"
+}
+
+# Leave in REPLY the networks of a container and its addresses there, a line each: ID.
+read_networks() {
+  ask "${QUICK}" docker container inspect \
+    --format '{{range .NetworkSettings.Networks}}{{println .NetworkID .IPAddress}}{{end}}' -- "$1"
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame engine-answer "container ${1:0:12}: expected to see its networks, observed: ${REPLY}" "look at the engine"
+  fi
+}
+
+# Have production's port answer from an image ID, and from nothing else, and prove it: ID.
+serve_behind_proxy() {
+  if [[ "${BESIDE}" != "$1" ]]; then
+    find_proxy
+    start_beside "$1"
+  fi
+  BESIDE=''
+  require_alive
+  lead_proxy "$1"
+  ADDRESS=${PROXY_ADDRESS}
+  await_health
+  retire_others
+  prove_behind_proxy
+}
+
+# Let the proxy lead to the taken container: ID. New requests go there, those under way finish where they are.
+lead_proxy() {
+  local name=${SEEN[name]#/}
+  step switch "leading ${PROD_PROXY} to ${name}"
+  write_upstream "server ${name}:${PROD_PROXY_PORT};"
+  if [[ -z "${PROXY_ID}" ]]; then
+    start_proxy "$1"
+    return
+  fi
+  test_proxy
+  change "${QUICK}" docker container kill --signal HUP "${PROXY_ID}"
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame proxy-reload "service ${PROD_PROXY}: expected it to take a signal, observed: ${REPLY}" "look at its container"
+  fi
+}
+
+# Replace the line that the proxy includes: LINE.
+write_upstream() {
+  local folder="${STATE}/proxy" file="${STATE}/proxy/${PROD_SERVICE}.conf"
+  mkdir -m 0755 -- "${folder}" 2>/dev/null || [[ -d "${folder}" && ! -L "${folder}" && -O "${folder}" ]] ||
+    refuse state-unsafe "${folder}: expected a folder that this user owns or can create, observed none" 'correct it'
+  { printf '%s\n' "$1" >"${file}.draft" && sync -- "${file}.draft" && mv -f -- "${file}.draft" "${file}" &&
+    sync -- "${folder}"; } 2>/dev/null ||
+    refuse state-unsafe "${file}: expected to write it, observed no success" "look for free space and its mode"
+}
+
+# Stop unless nginx takes its configuration. "lenient": not because the container that it leads to is gone.
+test_proxy() {
+  ask "${QUICK}" docker container exec "${PROXY_ID}" nginx -t
+  [[ "${STATUS}" != 0 ]] || return 0
+  REPLY=$(grep -m 1 -F '[emerg]' -- "${WORK}/err" || tail -n 1 -- "${WORK}/err")
+  one_line "${REPLY:-nothing}"
+  if [[ "${1-}" == lenient && "${REPLY}" == *'host not found in upstream'* ]]; then
+    say "warning: ${PROD_PROXY} leads to nothing that runs: ${REPLY}"
+    return 0
+  fi
+  blame proxy-config "service ${PROD_PROXY}: expected nginx -t to accept its configuration, observed: ${REPLY}" \
+    "correct that"
+}
+
+# Start the proxy, whatever is left of an earlier one: ID that the pin names meanwhile.
+start_proxy() {
+  compose_with "${PROD_PROXY}" "${PROD_PROFILE}" "$1" "${PROD_PIN}"
+  change "${RECREATE}" "${COMPOSE[@]}" up -d --no-deps --force-recreate --pull never --no-build "${PROD_PROXY}"
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame proxy-down "service ${PROD_PROXY}: expected compose to start it, observed: ${REPLY}" "correct that"
+  fi
+  find_proxy
+  [[ -z "${PROXY_ID}" ]] || return 0
+  ask "${QUICK}" docker container logs --tail 1 "${FOUND[0]-none}"
+  error_line
+  refuse proxy-down "service ${PROD_PROXY}: expected its container to run, observed that it does not; its log ends: ${REPLY}" \
+    "see more with docker compose logs ${PROD_PROXY}"
+}
+
+# Stop every other container of production that may still work, once it has had the time to finish.
+retire_others() {
+  local id others=()
+  find_containers "${PROD_SERVICE}"
+  for id in "${FOUND[@]}"; do
+    [[ "${id}" != "${CONTAINER_ID}" ]] || continue
+    read_container "${id}"
+    case "${SEEN[status]-gone}" in
+      created | exited | dead | removing | gone) ;;
+      *) others+=("${id}") ;;
+    esac
+  done
+  [[ "${#others[@]}" != 0 ]] || return 0
+  drain
+  step stop "stopping what served before"
+  for id in "${others[@]}"; do
+    change "${RECREATE}" docker container stop "${id}"
+    [[ "${STATUS}" == 0 ]] && continue
+    error_line
+    blame stop-failed "container ${id:0:12}: expected the engine to stop it, observed: ${REPLY}" "look at the engine"
+  done
+}
+
+drain() {
+  local end
+  step drain "letting what is under way finish for ${PROD_DRAIN} s"
+  milliseconds "${PROD_DRAIN}"
+  end=$((NOW + REPLY))
+  until ((NOW >= end)); do
+    pause 0.1
+    require_alive
+    now
+  done
+}
+
+# With the others stopped, nothing but the taken container can answer behind the proxy.
+prove_behind_proxy() {
+  local end
+  step settle "letting it settle for ${SETTLE} s behind ${PROD_PROXY}"
+  milliseconds "${SETTLE}"
+  end=$((NOW + REPLY))
+  while :; do
+    require_alive
+    probe
+    [[ "${ANSWER}" == 200 ]] ||
+      refuse unhealthy "http://${ADDRESS}${HEALTH_PATH}: expected 200 from ${PROD_PROXY}, observed ${ANSWER}" \
+        "see docker compose logs ${PROD_PROXY}"
+    now
+    ((NOW < end)) || break
+    pause 0.1
+  done
+  find_production
+  [[ "${FOUND[*]}" == "${CONTAINER_ID}" ]] ||
+    refuse container-replaced \
+      "service ${PROD_SERVICE}: expected container ${CONTAINER_ID:0:12} alone to run, observed ${FOUND[*]:-none}" \
+      "another compose call interfered"
+  read_container "${PROXY_ID}"
+  [[ "${SEEN[started]-}/${SEEN[status]-}" == "${PROXY_STARTED}/running" ]] ||
+    refuse proxy-replaced "service ${PROD_PROXY}: expected its container ${PROXY_ID:0:12} to stay up, observed ${SEEN[status]-gone}" \
+      "look for another compose call at the same time"
+}
+
+# Remove what served before, once nobody goes back to it. What cannot be removed does not run, and serves nobody.
+remove_retired() {
+  local id
+  [[ -n "${PROD_PROXY}" ]] || return 0
+  find_containers "${PROD_SERVICE}"
+  for id in "${FOUND[@]}"; do
+    [[ "${id}" != "${CONTAINER_ID}" ]] || continue
+    change "${QUICK}" docker container rm "${id}"
+    [[ "${STATUS}" == 0 ]] || say "WARNING: container ${id:0:12} of ${PROD_SERVICE} could not be removed: remove it"
+  done
+}
+
+# Remove what this run has started beside production, by its ID. At the end of a run nothing may stop this.
+remove_beside() {
+  local ids id
+  run_child "${QUICK}" docker container ls --all --quiet --no-trunc --filter "label=com.docker.compose.project=${PROJECT}" \
+    --filter "label=com.docker.compose.service=${PROD_SERVICE}" --filter label=com.docker.compose.oneoff=False \
+    >"${WORK}/out" 2>"${WORK}/err"
+  ids=$(<"${WORK}/out")
+  for id in ${ids}; do
+    [[ " ${STANDING} " != *" ${id} "* ]] || continue
+    run_child "${QUICK}" docker container rm --force --volumes "${id}" >"${WORK}/out" 2>"${WORK}/err"
+    [[ "${STATUS}" == 0 ]] || break
+  done
+  CONTAINER_ID=''
+  [[ "${STATUS}" == 0 ]] || say "WARNING: a container of ${PROD_SERVICE} that never served may be left: remove it"
+}
+
 # --- Promotion: the change --------------------------------------------------------------------------------------------
 
 # Write down what is production from now on: --build-staging refuses all of it, whatever a caller says.
@@ -3669,7 +4048,7 @@ record_promoted() {
   local file="${STATE}/promoted" line
   canonical "${PROD_IMAGE}"
   touch -- "${file}" || refuse state-unsafe "${file}: expected to write it" "look for free space and its mode"
-  for line in "service ${PROD_SERVICE}" "port ${PROD_PORT}" "image ${REPLY}"; do
+  for line in "service ${PROD_SERVICE}" "port ${PROD_PORT}" "image ${REPLY}" ${PROD_PROXY:+"service ${PROD_PROXY}"}; do
     grep -qxF -- "${line}" "${file}" || printf '%s\n' "${line}" >>"${file}" ||
       refuse state-unsafe "${file}: expected to write it" "look for free space"
   done
@@ -3677,6 +4056,10 @@ record_promoted() {
 
 # Run production from an image ID and prove that it does: ID.
 run_production() {
+  if [[ -n "${PROD_PROXY}" ]]; then
+    serve_behind_proxy "$1"
+    return
+  fi
   step recreate "recreating service ${PROD_SERVICE} from $1"
   recreate "${PROD_SERVICE}" "${PROD_PROFILE}" "$1" "${PROD_PIN}"
   prove_production "$1"
@@ -3755,6 +4138,7 @@ change_production() {
   open_history
   open_journal "$1"
   precheck
+  [[ -z "${PROD_PROXY}" ]] || rehearse
   [[ -z "${PROD_PIN}" ]] || draft_pin "${PROD_PIN}=${IMAGE_ID}"
   keep_previous "$1"
   say "production changes from here on, whether or not the caller stays" # one who is gone already ends the run here
@@ -3764,6 +4148,7 @@ change_production() {
   PHASE='swapping'
   run_production "${IMAGE_ID}"
   [[ -z "${PROD_PIN}" ]] || commit_pin
+  remove_retired
   move_tag
   conclude 'done' "$1" "$2"
 }
@@ -3789,6 +4174,7 @@ roll_back() {
   [[ -z "${COMMITTED}" ]] || write_pin "${JOURNAL[pin_line]}"
   [[ -n "${PROJECT}" ]] || resolve_production
   run_production "${PREVIOUS_ID}"
+  remove_retired
   [[ -z "${TAGGING}" || -z "${PREVIOUS_TAG_ID}" ]] || tag_image "${PROD_IMAGE}" "${PREVIOUS_TAG_ID}"
   conclude rolled-back "$1" "$2; production runs the previous image ${PREVIOUS_ID} again; ${DATA_STAYS}"
 }
@@ -3816,6 +4202,8 @@ tell_by_hand() {
 in ${COMPOSE_DIR}, call --recover again"
   [[ -z "${PREVIOUS_ID}" ]] ||
     REPLY+=", or start the previous image there: ${PROD_PIN:+"${PROD_PIN}=${PREVIOUS_ID} "}${command}"
+  [[ -z "${PREVIOUS_ID}" || -z "${PROD_PROXY}" ]] ||
+    REPLY+=", name its container in ${STATE}/proxy/${PROD_SERVICE}.conf and restart ${PROD_PROXY}"
 }
 
 # An engine that restarts in the middle of a swap, or that a host has just booted, gets half a minute.
@@ -3838,7 +4226,7 @@ restore() {
   recover_first
   step verify "looking for ${SOURCE_IMAGE:-the previous image}"
   resolve_compose
-  find_containers "${PROD_SERVICE}"
+  find_production
   choose_previous
   check_production
   [[ -z "${PROD_PIN}" ]] || read_pin_file "${PROD_PIN}=${IMAGE_ID}"
@@ -3931,10 +4319,15 @@ take_journal() {
   HEALTH_TIMEOUT=${JOURNAL[health_timeout]} SETTLE=${JOURNAL[settle]}
   IMAGE_ID=${JOURNAL[new]} REVISION=${JOURNAL[revision]}
   PREVIOUS_ID=${JOURNAL[old]} PREVIOUS_TAG_ID=${JOURNAL[old_tag]}
+  PROD_PROXY=${JOURNAL[proxy]} PROD_PROXY_PORT=${JOURNAL[proxy_port]} PROD_DRAIN=${JOURNAL[drain]}
 }
 
 # Prove that production runs an image; where its one container does not, or was restarted, recreate it: ID.
 ensure_production() {
+  if [[ -n "${PROD_PROXY}" ]]; then
+    serve_behind_proxy "$1"
+    return
+  fi
   find_containers "${PROD_SERVICE}"
   declare -gA SEEN=()
   [[ "${#FOUND[@]}" != 1 ]] || read_container "${FOUND[0]}"
@@ -3949,6 +4342,7 @@ finish() {
   say 'it was past its commit point: finishing it'
   PHASE='swapping' COMMITTED=${PROD_PIN:+1} TAGGING=1
   ensure_production "${IMAGE_ID}"
+  remove_retired
   move_tag
   conclude 'done' "${JOURNAL[cause]}" "production runs ${IMAGE_ID}: run ${JOURNAL[run]} was interrupted, and is finished now"
 }
@@ -3963,6 +4357,7 @@ undo() {
     conclude 'done' undone "production does not run, as before: ${text}"
   fi
   ensure_production "${PREVIOUS_ID}"
+  remove_retired
   IMAGE_ID=${PREVIOUS_ID}
   conclude 'done' undone "production runs ${PREVIOUS_ID}, as before: ${text}"
 }

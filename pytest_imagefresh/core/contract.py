@@ -269,7 +269,16 @@ def _production(target: Target) -> dict[str, str]:
         "PROD_PROFILE": target.prod.profile,
         "PROD_PIN": target.prod.pin,
         "PRECHECK": "yes" if target.prod.precheck else "no",
+        **_proxy(target),
     }
+
+
+def _proxy(target: Target) -> dict[str, str]:
+    """Return what tells the hook of a proxy; nothing where there is none."""
+    if not target.prod.is_proxied:
+        return {}
+    proxy = target.prod.proxy
+    return {"PROD_PROXY": proxy.service, "PROD_PROXY_PORT": str(proxy.port), "PROD_DRAIN": f"{proxy.drain:g}"}
 
 
 def hook_command(hook: str, mode: str, variables: Mapping[str, str]) -> list[str]:

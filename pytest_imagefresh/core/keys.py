@@ -309,6 +309,12 @@ KEYS: dict[str, Key] = {
     "targets.*.prod.health_path": _HEALTH,
     "targets.*.prod.pin": Key(Kind.TEXT, "the name of a variable that nothing else uses, or ''", _is_pin),
     "targets.*.prod.precheck": Key(Kind.FLAG, "true or false"),
+    "targets.*.prod.strategy": Key(Kind.TEXT, "'recreate' or 'proxy'", lambda text: text in ("recreate", "proxy")),
+    "targets.*.prod.proxy.service": _SERVICE,
+    "targets.*.prod.proxy.port": _PORT,
+    "targets.*.prod.proxy.drain": Key(
+        Kind.NUMBER, "a number of seconds from 1 to 3600", lambda seconds: 1 <= seconds <= 3600
+    ),
     "targets.*.build.context": Key(Kind.TEXT, "a folder of the commit: relative, no '..'", _is_below),
     "targets.*.build.dockerfile": Key(Kind.TEXT, "a file below the build context: relative, no '..'", _is_below),
     "targets.*.build.target": Key(Kind.TEXT, "the name of a build stage, or ''", _or_empty(_matches(_NAME))),

@@ -222,6 +222,7 @@ def _sources(settings: Settings, entries: Mapping[_Path, _Entry]) -> dict[str, s
 
 def _check_together(configuration: Configuration) -> None:
     _check_host(configuration)
+    _check_proxies(configuration)
     for clash in clashes(tuple(configuration.settings.targets.values())):
         _refuse_together(
             configuration,
@@ -249,6 +250,13 @@ def _check_host(configuration: Configuration) -> None:
     if len(folders) > 1 and configuration.sources["host.ssh"] == DEFAULT:
         problem = f"not said, while host_repos_dir {settings.host_repos_dir!r} is not repos_dir {settings.repos_dir!r}"
         _refuse_together(configuration, "host.ssh", problem, "the ssh target, or 'local' where both are here")
+
+
+def _check_proxies(configuration: Configuration) -> None:
+    for name, target in configuration.settings.targets.items():
+        if target.prod.is_proxied and not target.prod.pin:
+            expected = "the name of a variable, because prod.strategy is 'proxy'"
+            _refuse_together(configuration, f"targets.{name}.prod.pin", "missing", expected)
 
 
 def _refuse_together(configuration: Configuration, key: str, problem: str, expected: str) -> NoReturn:

@@ -101,6 +101,17 @@ class Staging(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return [_filled(word, fields) for word in self.check_command]
 
 
+class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The nginx before a production whose strategy is `proxy`."""
+
+    service: str
+    """Its service in the compose file; it publishes production's port."""
+    port: int = 8000
+    """On which the containers of production listen."""
+    drain: float = 10
+    """Seconds that the old container may still work once the proxy leads to the new one."""
+
+
 class Prod(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a promotion changes."""
 
@@ -112,6 +123,14 @@ class Prod(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """The variable that the prod service's `image:` reads from the compose folder's `.env`; "" for none."""
     precheck: bool = False
     """Whether a promotion first tries the image beside production."""
+    strategy: str = "recreate"
+    """`recreate`, or `proxy`: the next container runs beside the one that serves until the proxy leads to it."""
+    proxy: Proxy = Proxy(service="")
+
+    @property
+    def is_proxied(self) -> bool:
+        """Whether a proxy stands before production."""
+        return self.strategy == "proxy"
 
 
 class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -191,7 +210,8 @@ def default_target(name: str, repo: str) -> Target:
         check_command=("python3", "{path}", "--mode", "{mode}"),
         check_format="exit",
     )
-    prod = Prod(service=name, port=8500, profile="", health_path="/health", pin="")
+    proxy = Proxy(service=f"{name}-proxy")
+    prod = Prod(service=name, port=8500, profile="", health_path="/health", pin="", proxy=proxy)
     return Target(
         name=name, repo=repo, image=f"{image}-staging", prod_image=image, staging=staging, prod=prod, build=Build()
     )
@@ -271,6 +291,8 @@ def _owned(target: Target) -> Iterator[tuple[str, str, str | int]]:
     key = f"targets.{target.name}"
     yield f"{key}.prod.service", "service", target.prod.service
     yield f"{key}.prod.port", "port", target.prod.port
+    if target.prod.is_proxied:
+        yield f"{key}.prod.proxy.service", "service", target.prod.proxy.service
     yield f"{key}.prod_image", "image", full_reference(target.prod_image)
     yield f"{key}.staging.service", "service", target.staging.service
     yield f"{key}.staging.port", "port", target.staging.port

@@ -6,6 +6,7 @@ import base64
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,8 +19,11 @@ from pytest_imagefresh.core.contract import (
     parse_report,
     render_hook,
     request_command,
+    status_variables,
 )
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError
+from pytest_imagefresh.core.identity import RunId
+from pytest_imagefresh.core.settings import Proxy, Settings, default_target
 
 LINE: dict[str, Any] = {
     "mode": "--verify",
@@ -36,6 +40,21 @@ LINE: dict[str, Any] = {
 
 def printed(**change: Any) -> bytes:
     return json.dumps({**LINE, **change}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("proxy", {"PROD_PROXY": "edge", "PROD_PROXY_PORT": "80", "PROD_DRAIN": "2.5"}),
+        ("recreate", {}),
+    ],
+)
+def test_the_hook_is_told_of_a_proxy_only_where_there_is_one(strategy: str, expected: dict[str, str]) -> None:
+    target = default_target("shop", "shop")
+    prod = msgspec.structs.replace(target.prod, strategy=strategy, proxy=Proxy(service="edge", port=80, drain=2.5))
+    target = msgspec.structs.replace(target, prod=prod)
+    variables = status_variables(target, Settings(), run_id=RunId("20260102T030405Z-89abcdef"))
+    assert {name: value for name, value in variables.items() if name in {"PROD_DRAIN", *expected}} == expected
 
 
 def test_one_consistent_line_is_a_report() -> None:

@@ -224,6 +224,9 @@ GOOD: dict[str, list[object]] = {
     "targets.*.prod.profile": ["", "prod"],
     "targets.*.prod.pin": ["", "SHOP_PROD_IMAGE", "_x1"],
     "targets.*.prod.precheck": [True, False],
+    "targets.*.prod.strategy": ["recreate"],
+    "targets.*.prod.proxy.port": [1, 65535],
+    "targets.*.prod.proxy.drain": [1, 2.5, 3600],
     "targets.*.staging.health_path": ["/", "/ready?deep=1", "/a/b.c~d"],
     "targets.*.staging.check_command": [["sh"], ["python3", "-c", "a\nb", ""], ["/x", "-y"]],
     "targets.*.staging.check_format": ["exit", "tap"],
@@ -311,6 +314,10 @@ BAD: dict[str, list[object]] = {
     "targets.*.prod.profile": ["-x", "a b", "*", 1, None],
     "targets.*.prod.health_path": HEALTH,
     "targets.*.prod.precheck": ["false", "yes", 0, None, [], {}],
+    "targets.*.prod.strategy": [*TEXT, "", "Proxy", "rolling"],
+    "targets.*.prod.proxy.service": NAME,
+    "targets.*.prod.proxy.port": PORT,
+    "targets.*.prod.proxy.drain": [0, 0.9, 3601, -1, "10", None, True],
     "targets.*.prod.pin": [
         1,
         None,
@@ -414,7 +421,10 @@ def test_a_long_wrong_value_is_shortened_and_a_build_argument_never_shown() -> N
         ({"repo": ["x"]}, r"^repo: unknown key, did you mean 'repos'\?; expected one of .*; set by imagefresh.toml$"),
         ({"host": {"shh": "x"}}, r"^host\.shh: unknown key, did you mean 'ssh'\?"),
         ({"host": {"known-hosts": "x"}}, r"^host\.known-hosts: unknown key, did you mean 'known_hosts'\?"),
-        ({"port": 1}, r"^port: unknown key, did you mean targets\.NAME\.staging\.port or targets\.NAME\.prod\.port\?"),
+        (
+            {"port": 1},
+            r"^port: unknown key, did you mean targets\.NAME\.staging\.port or .*\.prod\.port or .*\.proxy\.port\?",
+        ),
         ({"targets": {"shop": {"prot": {}}}}, r"^targets\.shop\.prot: unknown key, did you mean 'prod'\?"),
         (
             {"targets": {"shop": {"staging": {"Port": 1}}}},
@@ -777,6 +787,23 @@ def test_a_default_target_cannot_reach_a_declared_one() -> None:
     settings = build({"repos": ["shop", "other"], "targets": {"shop": {}}}).settings
     with pytest.raises(ConfigError, match=r"^targets\..*8500 is also .*give other a table \[targets\.other\]"):
         targets_for(settings, "other")
+
+
+def proxied(**prod: object) -> dict[str, object]:
+    return {"targets": {"shop": {"prod": {"strategy": "proxy", **prod}}}}
+
+
+def test_a_proxy_needs_a_pin() -> None:
+    with pytest.raises(ConfigError, match=r"targets\.shop\.prod\.pin: missing; .*strategy is 'proxy'"):
+        build(proxied())
+    prod = build(proxied(pin="SHOP_IMAGE", proxy={"port": 80})).settings.targets["shop"].prod
+    assert (prod.is_proxied, prod.proxy.service, prod.proxy.port, prod.proxy.drain) == (True, "shop-proxy", 80, 10)
+
+
+def test_staging_is_never_the_proxy_of_production() -> None:
+    settings = proxied(pin="SHOP_IMAGE", proxy={"service": "shop-staging"})
+    with pytest.raises(ConfigError, match="shop-staging"):
+        build(settings)
 
 
 def test_a_repo_that_is_not_gated_clashes_with_nothing() -> None:

@@ -38,7 +38,7 @@ class Row:
 class Matrix:
     """Production runs `old`, and is on its way to `new`; both are proven images of one service."""
 
-    def __init__(self, host: RealHost, folder: Path, *, pinned: bool) -> None:
+    def __init__(self, host: RealHost, folder: Path, *, pinned: bool = True) -> None:
         self.host = host
         self.copy = host.copy
         self.pinned = pinned
@@ -113,6 +113,8 @@ class Matrix:
                 for number in range(1, MOST):
                     outcome = self.crashing.call(mode, self.variables_of(mode), Point(number, moment, action))
                     if not self.crashing.acted:
+                        assert outcome is not None
+                        assert outcome.status == 0, outcome.stderr
                         break
                     seen = self.judge(outcome, foreign=number % 2 == 0)
                     yield Row(scenario, f"{name} {moment}", self.shown, seen)
@@ -220,3 +222,11 @@ class Matrix:
         label = f"label=imagefresh.production={self.copy.project}/{SERVICE}"
         ids = self.host.engine.docker("container", "ls", "--all", "--quiet", "--filter", label).split()
         return [self.host.container(each, ".Image") for each in ids]
+
+
+class ProxiedMatrix(Matrix):
+    """The same behind nginx: nothing stays of the container that does not serve, whether or not it runs."""
+
+    def assert_whole(self) -> None:
+        super().assert_whole()
+        assert len(self.containers()) == 1

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.matrix import MOST, SERVICE, Matrix, Row
+from tests.conftest import MakeOrchestrator
+from tests.crash.matrix import MOST, SERVICE, Matrix, ProxiedMatrix, Row
 from tests.hook.crash import KILL_HOOK, KILL_SESSION, MOMENTS, Point, send
 from tests.hook.harness import Outcome
+from tests.hook.proxied import ProxiedHost
 from tests.support import run
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(3600)]
@@ -26,6 +28,11 @@ def test_killed(matrix: Matrix, record: Record, mode: str, victim: str) -> None:
     matrix.prepare(mode)
     name = f"{mode}, {'pin' if matrix.pinned else 'override'}: {victim} killed"
     record(matrix.points(name, mode, {"killed": action}, MOMENTS if victim == "session" else ("before", "after")))
+
+
+def test_killed_behind_a_proxy(orchestrator: MakeOrchestrator, record: Record, tmp_path: Path) -> None:
+    matrix = ProxiedMatrix(ProxiedHost(orchestrator(), tmp_path / "hook"), tmp_path / "crashing")
+    record(matrix.points("--promote behind a proxy: session killed", "--promote", {"killed": KILL_SESSION}, MOMENTS))
 
 
 @pytest.mark.parametrize("signal", ["TERM", "HUP", "PIPE", "INT"])

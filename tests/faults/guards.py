@@ -884,6 +884,71 @@ GUARDS = [
         ("tests/hook/test_precheck.py", "-k", "killed"),
     ),
     Guard(
+        "two containers of production never fight for a port",
+        HOOK,
+        """  [[ -z "${SERVICE_PORTS[${PROD_SERVICE}]-}" ]] ||""",
+        """  true ||""",
+        ("tests/hook/test_proxied.py", "-k", "does_not_fit"),
+    ),
+    Guard(
+        "the policy says which proxy there is",
+        HOOK,
+        """  [[ "${PROD_PROXY}" == "${POLICY[PROD_PROXY]-}" ]] ||""",
+        """  true ||""",
+        ("tests/hook/test_proxied.py", "-k", "which_proxy"),
+    ),
+    Guard(
+        "the proxy leads to nothing that has not been healthy before",
+        HOOK,
+        """  [[ -z "${PROD_PROXY}" ]] || rehearse
+""",
+        "",
+        ("tests/hook/test_proxied.py", "-k", "never_gets_a_request"),
+    ),
+    Guard(
+        "what was refused beside production does not stay",
+        HOOK,
+        """  [[ -z "${BESIDE}" ]] || remove_beside
+""",
+        "",
+        ("tests/hook/test_proxied.py", "-k", "never_gets_a_request"),
+    ),
+    Guard(
+        "a broken configuration of the proxy is found before production changes",
+        HOOK,
+        """  [[ -z "${PROXY_ID}" ]] || test_proxy lenient
+""",
+        "",
+        ("tests/hook/test_proxied.py", "-k", "does_not_take"),
+    ),
+    Guard(
+        "what is under way may finish",
+        HOOK,
+        """  drain
+  step stop""",
+        """  step stop""",
+        ("tests/hook/test_proxied.py", "-k", "turned_away"),
+    ),
+    Guard(
+        "behind the proxy only the next container can answer",
+        HOOK,
+        """  await_health
+  retire_others
+""",
+        """  await_health
+""",
+        ("tests/hook/test_proxied.py", "-k", "leads_elsewhere"),
+    ),
+    Guard(
+        "the proxy must answer once the old container is stopped",
+        HOOK,
+        """    [[ "${ANSWER}" == 200 ]] ||
+      refuse unhealthy "http://${ADDRESS}${HEALTH_PATH}: expected 200 from""",
+        """    true ||
+      refuse unhealthy "http://${ADDRESS}${HEALTH_PATH}: expected 200 from""",
+        ("tests/hook/test_proxied.py", "-k", "leads_elsewhere"),
+    ),
+    Guard(
         "the journal is open before anything changes",
         HOOK,
         """  open_journal "$1"

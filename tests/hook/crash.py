@@ -17,8 +17,8 @@ MOMENTS = ("before", "during", "after")
 TOOLS = ("docker", "mv", "rm", "sync")
 # What changes production, its names, its files or what is written about it.
 _CHANGES = (
-    r"docker (.* (up|run) |image (tag|rm) |container (create|rm|stop) )"
-    r"|(mv|rm) .*(\.env|/journal|/frozen)|sync .*(/verdicts|\.env)"
+    r"docker (.* (up|run) |image (tag|rm) |container (create|rm|start|stop|kill) )"
+    r"|(mv|rm) .*(\.env|/journal|/frozen|/proxy/)|sync .*(/verdicts|\.env)"
 )
 
 _WRAPPER = """#!/bin/bash -p

@@ -66,6 +66,9 @@ GOOD = {
     "PROD_PROFILE": "",
     "PROD_PIN": "PIN",
     "PRECHECK": "no",
+    "PROD_PROXY": "",
+    "PROD_PROXY_PORT": "8000",
+    "PROD_DRAIN": "10",
 }
 POLICY = {
     "PROD_IMAGE": "shop-shop",
@@ -128,7 +131,8 @@ PROGRAMS = {
         printf '{"kind":"asked"}\\n' >&3""",
     "policies": """
         base64 -d <<<"${LINE}" >"${POLICY_DIR}/shop.conf"
-        REPO=shop PROD_IMAGE=shop-shop PROD_SERVICE=shop PROD_PORT=8500 COMPOSE_DIR=/srv/shop MODE=--verify
+        REPO=shop PROD_IMAGE=shop-shop PROD_SERVICE=shop PROD_PORT=8500 PROD_PROXY="" COMPOSE_DIR=/srv/shop
+        MODE=--verify
         find_policy
         printf '{"kind":"claimed"}\\n' >&3""",
 }

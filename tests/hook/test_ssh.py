@@ -348,6 +348,15 @@ def test_what_the_caller_leaves_out_is_the_policys(bound: BoundHost) -> None:
     assert bound.asked(request).verdict == (0, "verified")
 
 
+def test_a_key_speaks_for_the_proxy_of_its_policy_alone(bound: BoundHost) -> None:
+    bound.bind(PROD_PROXY="shop-proxy")
+    variables = {**bound.promotion_variables(), "PROD_PROXY": "other", "PROD_PROXY_PORT": "8000"}
+    outcome = bound.asked(words("--verify", variables))
+    assert (outcome.verdict, "PROD_PROXY: expected shop-proxy" in outcome.reason) == ((1, "policy-mismatch"), True)
+    del variables["PROD_PROXY"]
+    assert bound.asked(words("--verify", variables)).verdict == (1, "proxy-missing")
+
+
 def test_a_key_speaks_for_the_repo_of_its_policy_alone(bound: BoundHost) -> None:
     bound.bind(REPO="shop")
     for mode, variables in (("--verify", bound.promotion_variables()), ("--build-staging", bound.staging_variables())):

@@ -100,14 +100,20 @@ BAD: dict[str, list[str]] = {
     "PROD_PROFILE": [each for each in NAMES if each],
     "PROD_PIN": ["1A", "A-B", "A B", "A=B", "A[$(id)]", "PATH", "home", "LD_PRELOAD", "DOCKER_HOST", "A\n"],
     "PRECHECK": ["Yes", "true", "1", "yes\n", "$(id)"],
+    "PROD_PROXY": [each for each in NAMES if each],
+    "PROD_PROXY_PORT": [*COUNTS, "65536"],
+    "PROD_DRAIN": [*(each for each in COUNTS if each), "0.5"],
 }
-PROMOTION = {*PROMOTION_ONLY, "PROD_PROFILE", "PROD_PIN", "PRECHECK"}
+PROXIED = {"PROD_PROXY": "shop-proxy", "PROD_PROXY_PORT": "8000"}
+PROMOTION = {*PROMOTION_ONLY, *PROXIED, "PROD_PROFILE", "PROD_PIN", "PRECHECK", "PROD_DRAIN"}
 
 
 @pytest.mark.parametrize("name", sorted(BAD))
 def test_a_malformed_variable_is_wrong_usage_and_nothing_happens(pretended: PretendedHost, name: str) -> None:
     mode = "--promote" if name in PROMOTION else "--build-staging"
     variables = pretended.promotion_variables() if name in PROMOTION else pretended.staging_variables()
+    if name in (*PROXIED, "PROD_DRAIN"):
+        variables.update(PROXIED)
     before = sorted(pretended.compose_dir.rglob("*"))
     for value in BAD[name]:
         outcome = pretended.hook.call(mode, {**variables, name: value})
