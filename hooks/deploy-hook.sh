@@ -3658,8 +3658,10 @@ are kept for it and that no rollback has left, observed ${kept:-none}; name one 
 # that the engine chooses. Whatever fails here is a refusal: production is not touched yet.
 readonly REHEARSED='imagefresh.precheck'
 
+# CAUSE of a success.
 precheck() {
-  [[ "${PRECHECK}" == yes && -z "${PROD_PROXY}" ]] || return 0 # a proxy gets nothing else than one that runs beside
+  [[ "${PRECHECK}" == yes && "$1" != restored ]] || return 0 # production ran that one already, and may be down
+  [[ -z "${PROD_PROXY}" ]] || return 0                       # which gets nothing else than one that runs beside
   PRECHECKING=1
   step precheck "starting ${IMAGE_ID} beside production"
   remove_precheck
@@ -4137,7 +4139,7 @@ change_production() {
   record_promoted
   open_history
   open_journal "$1"
-  precheck
+  precheck "$1"
   [[ -z "${PROD_PROXY}" ]] || rehearse
   [[ -z "${PROD_PIN}" ]] || draft_pin "${PROD_PIN}=${IMAGE_ID}"
   keep_previous "$1"

@@ -40,6 +40,13 @@ def test_the_previous_image_comes_back_and_the_regretted_one_is_kept(pretended: 
     assert "code goes back and data does not" in outcome.reason
 
 
+def test_no_precheck_holds_up_the_way_back(pretended: PretendedHost) -> None:
+    promote(pretended, SECOND)
+    pretended.fail(r" run -d .*imagefresh-precheck")
+    assert pretended.rollback(PRECHECK="yes").verdict == (0, "restored")
+    assert pretended.production == [FIRST]
+
+
 def test_rolling_back_twice_goes_further_back_and_never_to_what_was_regretted(pretended: PretendedHost) -> None:
     promote(pretended, SECOND)
     promote(pretended, THIRD)
