@@ -96,6 +96,7 @@ def test_a_volume_of_the_image_is_fine_until_another_container_has_filled_it(pip
     copy.compose("rm", "--stop", "--force", "--volumes", "orchestrator-staging")
 
 
+@pytest.mark.fault
 def test_a_gate_over_replaced_code_promotes_nothing(pipeline: Pipeline) -> None:
     before = pipeline.deploy()
     add_files(pipeline)
@@ -162,6 +163,7 @@ def test_what_a_container_may_write_is_no_hot_fix(each_pipeline: Pipeline) -> No
     assert gate.status == 1, gate.output
 
 
+@pytest.mark.fault
 def test_a_mount_over_declared_content_is_refused_although_it_is_listed(staged: Pipeline) -> None:
     listed = {"staging": {"overrides": {"mounts": ["/app/src"]}}, **DECLARED}
     staged.configure(targets={"orchestrator": listed})

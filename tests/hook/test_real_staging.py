@@ -132,6 +132,7 @@ def test_the_host_s_own_compose_file_is_kept_to_the_letter(real: RealHost) -> No
 # --- what fails -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_failed_build_names_its_error_line(real: RealHost, client: str) -> None:
     real.install("with-client", client=client)
@@ -144,6 +145,7 @@ def test_a_failed_build_names_its_error_line(real: RealHost, client: str) -> Non
     assert real.copy.leftovers()["container"] == []
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize(
     ("line", "expected"),
@@ -166,6 +168,7 @@ def start_command(host: RealHost, command: str) -> None:
     host.copy.commit({"Dockerfile": f'{head}CMD ["sh", "-c", "{command}"]\n'})
 
 
+@pytest.mark.fault
 def test_a_container_that_dies_at_start_is_reported_with_its_log(real: RealHost) -> None:
     start_command(real, "echo cannot open the database >&2; exit 7")
     outcome = refused(real, "unhealthy", HEALTH_TIMEOUT="60")
@@ -173,17 +176,20 @@ def test_a_container_that_dies_at_start_is_reported_with_its_log(real: RealHost)
     assert "cannot open the database" in outcome.reason
 
 
+@pytest.mark.fault
 def test_a_container_that_dies_after_its_first_good_answer_is_refused(real: RealHost) -> None:
     start_command(real, "python3 -m orchestrator & sleep 2; echo gone by itself; exit 5")
     outcome = refused(real, "unhealthy", SETTLE="20", STAGING_CHECK_COMMAND=encode_list(["true"]))
     assert "gone by itself" in outcome.reason
 
 
+@pytest.mark.fault
 def test_a_path_that_does_not_answer_200_is_unhealthy(real: RealHost) -> None:
     outcome = refused(real, "unhealthy", HEALTH_PATH="/nowhere", HEALTH_TIMEOUT="1")
     assert "observed 404" in outcome.reason
 
 
+@pytest.mark.fault
 def test_a_check_that_says_ok_and_fails_is_refused(real: RealHost) -> None:
     words = ["sh", "-c", "echo ok 1; echo PASS; exit 3"]
     outcome = refused(real, "check-failed", STAGING_CHECK_COMMAND=encode_list(words))
@@ -191,11 +197,13 @@ def test_a_check_that_says_ok_and_fails_is_refused(real: RealHost) -> None:
     assert base64.b64decode(str(outcome.line["check_output"])) == b"ok 1\nPASS\n"
 
 
+@pytest.mark.fault
 def test_a_check_that_is_missing_is_refused(real: RealHost) -> None:
     outcome = refused(real, "check-failed", STAGING_CHECK_COMMAND=encode_list(["/no/such/check"]))
     assert outcome.line["check_status"] in (126, 127)
 
 
+@pytest.mark.fault
 def test_a_check_that_hangs_leaves_no_process_in_the_container(real: RealHost) -> None:
     words = ["sh", "-c", "trap '' TERM; sleep 31415 & wait"]
     refused(real, "check-timeout", STAGING_CHECK_COMMAND=encode_list(words), CHECK_TIMEOUT="1")
@@ -273,6 +281,7 @@ def another_run(host: RealHost) -> None:
     host.run_id = f"20260102T030406Z-{host.run_id.rpartition('-')[2]}"
 
 
+@pytest.mark.fault
 def test_images_of_failed_runs_stay_no_longer_than_staging_runs_them(real: RealHost) -> None:
     first = built(real).image_id
     one = failed(real)
@@ -285,6 +294,7 @@ def test_images_of_failed_runs_stay_no_longer_than_staging_runs_them(real: RealH
     assert notes(real) == []
 
 
+@pytest.mark.fault
 def test_what_a_killed_run_left_is_removed_by_a_later_one(real: RealHost) -> None:
     image = killed(real)
     assert image
@@ -296,6 +306,7 @@ def test_what_a_killed_run_left_is_removed_by_a_later_one(real: RealHost) -> Non
     assert notes(real) == []
 
 
+@pytest.mark.fault
 def test_an_image_that_has_a_name_or_a_container_by_now_is_left_alone(real: RealHost) -> None:
     named = failed(real)
     real.engine.docker("image", "tag", named, f"{real.copy.project}-by-hand")
@@ -309,6 +320,7 @@ def test_an_image_that_has_a_name_or_a_container_by_now_is_left_alone(real: Real
     assert kept(real, named, used, last) == [True, False, False]
 
 
+@pytest.mark.fault
 def test_an_image_that_was_proven_before_outlives_a_later_run_that_fails(real: RealHost) -> None:
     proven, revision = built(real).image_id, real.copy.revision
     real.copy.commit({"src/orchestrator/NEWS": "newer"})
@@ -320,6 +332,7 @@ def test_an_image_that_was_proven_before_outlives_a_later_run_that_fails(real: R
     assert kept(real, proven, newer) == [True, True]
 
 
+@pytest.mark.fault
 def test_a_run_that_fails_takes_no_image_from_a_container_that_does_not_run(real: RealHost) -> None:
     # As production's former images are kept.
     image = built(real).image_id
