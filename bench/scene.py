@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -115,12 +116,24 @@ class Scene:
         return pipeline
 
 
+def buildkit_client() -> str:
+    """Return a docker client of this machine that can use BuildKit: built into those before 23, a plugin since."""
+    clients = [path for path in (shutil.which("docker"), "/usr/bin/docker") if path and Path(path).exists()]
+    for client in clients:
+        major = run([client, "--version"]).stdout.removeprefix("Docker version ").partition(".")[0]
+        if int(major) < 23 or run([client, "buildx", "version"], check=False).returncode == 0:
+            return client
+    raise RuntimeError(f"docker clients {clients}: expected one with BuildKit, observed none; install docker-buildx")
+
+
 class Large:
     """A copy with many files, of which one changes from build to build: a hook on its host, and a plain build."""
 
     def __init__(self, copy: Orchestrator, folder: Path) -> None:
         self._copy = copy
+        self._client = buildkit_client()
         self._host = RealHost(copy, folder / "hook")
+        self._host.install("with-buildkit", client=self._client)
         self._numbers = itertools.count()
         for number in range(LARGE_MB * 1000 // _FILE_KB):
             path = copy.worktree / "assets" / f"{number // _FILES_PER_FOLDER}" / f"{number}.bin"
@@ -141,7 +154,7 @@ class Large:
     def bare(self) -> None:
         """Build from the worktree as it lies there."""
         self._commit()
-        build = ["docker", "build", "--quiet", "--build-arg", f"GIT_SHA={self._copy.revision}"]
+        build = [self._client, "build", "--quiet", "--build-arg", f"GIT_SHA={self._copy.revision}"]
         run([*build, self._copy.worktree], env={**self._copy.engine.env, "DOCKER_BUILDKIT": "1"})
 
     def hook(self, *steps: str) -> Callable[[], float]:

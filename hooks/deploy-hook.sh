@@ -178,7 +178,7 @@ Everything else comes in variables:
   observe    OBSERVE [OBSERVE_IMAGE OBSERVE_PATHS] TARGET_IMAGE TARGET_SERVICE TARGET_PORT COMPOSE_PROFILE
              STAGING_CONTAINER PROD_IMAGE PROD_SERVICE PROD_PORT
   self-test  as promotion, without SOURCE_IMAGE, EXPECTED_REVISION, EXPECTED_IMAGE_ID and VERDICT
-  status     PROD_IMAGE PROD_SERVICE PROD_PORT [PROD_PROFILE PROD_PIN] [TARGET_IMAGE TARGET_SERVICE]
+  status     PROD_IMAGE PROD_SERVICE PROD_PORT [PROD_PROFILE PROD_PIN PROD_PROXY PROD_PROXY_PORT] [TARGET_IMAGE TARGET_SERVICE]
   history    [HISTORY_LIMIT]
   freeze     REASON: base64 of a text, a NUL byte after it
   break-glass  as promotion, with REASON, SOURCE_IMAGE being an image ID, without EXPECTED_REVISION and EXPECTED_IMAGE_ID
@@ -216,9 +216,9 @@ reset_state() {
   declare -gA POLICY=() POLICIES=() FACT=() SIGNED=()
   POLICED='' POLICY_NAMES=() CLAIMS=() SIGNERS_UID=0 LEDGER=''
   LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' MOVED='' AGAIN='' PRECHECKING=''
-  # Of a proxy: its container while it runs, where it answers; the image that was started beside production, and the
-  # containers that were there before that.
-  PROXY_ID='' PROXY_ADDRESS='' PROXY_STARTED='' BESIDE='' STANDING=''
+  # Of a proxy: its container while it runs, where it answers; the image that was started beside production, the
+  # containers that were there before that, and the one that was started.
+  PROXY_ID='' PROXY_ADDRESS='' PROXY_STARTED='' BESIDE='' STANDING='' RAISED=''
   # Of the audit: who asks (the fingerprint of a key, where there is one), what could not be written, and 1 in a case of
   # --self-test, which decides nothing.
   WHO='' UNRECORDED='' REHEARSAL='' STATE=''
@@ -1345,7 +1345,7 @@ sweep_folders() {
   while IFS= read -r -d '' folder; do
     pid=${folder##*/imagefresh.}
     [[ -e "/proc/${pid%%.*}" ]] || rm -rf -- "${folder}" 2>/dev/null || :
-  done < <(find "${TEMP_DIR}" -maxdepth 1 -type d -user "${UID}" -name 'imagefresh.[0-9]*.*' -mmin +60 -print0 2>/dev/null || :)
+  done < <(find "${TEMP_DIR}" -maxdepth 1 -type d -user "${EUID}" -name 'imagefresh.[0-9]*.*' -mmin +60 -print0 2>/dev/null || :)
 }
 
 require_tools() {
@@ -2521,7 +2521,7 @@ settle_run() {
   run_child "${QUICK}" docker image rm --no-prune "${RUN_TAG}" >"${WORK}/out" 2>"${WORK}/err"
   [[ "${STATUS}" == 0 ]] || return 0
   noted=$(cat -- "${NOTE}" 2>/dev/null) || noted=''
-  [[ "${noted}" != $'\n'"${IMAGE_ID}" ]] || rm -f -- "${NOTE}"
+  [[ "${noted}" != $'\n'"${IMAGE_ID}" ]] || rm -f -- "${NOTE}" 2>/dev/null || :
   NOTE=''
 }
 
@@ -3143,6 +3143,10 @@ read_previous() {
   PREVIOUS_ID=${SEEN_ID}
   [[ "${#FOUND[@]}" == 1 ]] || return 0
   read_container "${FOUND[0]}"
+  case "${SEEN[status]-}" in
+    created | exited | dead) [[ -n "${PREVIOUS_TAG_ID}" ]] || return 0 ;; # a first one that never proved itself
+    *) ;;
+  esac
   PREVIOUS_ID=${SEEN[image]:-${PREVIOUS_ID}}
 }
 
@@ -3778,12 +3782,13 @@ find_proxy() {
 
 # Before production changes: the candidate runs beside it and is healthy, and the proxy can read its configuration.
 rehearse() {
-  find_production
+  find_containers "${PROD_SERVICE}"
   STANDING=${FOUND[*]-}
   find_proxy
-  [[ -z "${PROXY_ID}" ]] || test_proxy lenient
+  [[ -z "${PROXY_ID}" ]] || test_proxy "# configuration file .*/${PROD_SERVICE//./\\.}\\.conf:" lenient
   BESIDE=${IMAGE_ID}
   start_beside "${IMAGE_ID}"
+  draft_upstream "server ${SEEN[name]#/}:${PROD_PROXY_PORT};"
 }
 
 # Have a container of production run from an image ID, healthy at its own address; others stay as they are: ID.
@@ -3798,7 +3803,7 @@ start_beside() {
   [[ -n "${CONTAINER_ID}" ]] ||
     refuse start-failed "service ${PROD_SERVICE}: expected a container that has $1, observed none" \
       "look for another compose call at the same time"
-  [[ "${SEEN[status]}" == running ]] || start_found
+  [[ "${SEEN[status]-}" == running ]] || start_found
   FOUND=("${CONTAINER_ID}")
   take_only "${PROD_SERVICE}" "$1"
   compare_start "$1"
@@ -3832,6 +3837,7 @@ find_beside() {
 
 # Start the container that was found.
 start_found() {
+  RAISED=${CONTAINER_ID}
   change "${RECREATE}" docker container start "${CONTAINER_ID}"
   if [[ "${STATUS}" != 0 ]]; then
     error_line
@@ -3883,10 +3889,8 @@ read_networks() {
 
 # Have production's port answer from an image ID, and from nothing else, and prove it: ID.
 serve_behind_proxy() {
-  if [[ "${BESIDE}" != "$1" ]]; then
-    find_proxy
-    start_beside "$1"
-  fi
+  find_proxy
+  [[ "${BESIDE}" == "$1" ]] || start_beside "$1"
   BESIDE=''
   require_alive
   lead_proxy "$1"
@@ -3905,35 +3909,50 @@ lead_proxy() {
     start_proxy "$1"
     return
   fi
-  test_proxy
-  change "${QUICK}" docker container kill --signal HUP "${PROXY_ID}"
+  test_proxy "server ${name//./\\.}:${PROD_PROXY_PORT};"
+  # No signal of the engine: it would take that for a stop, and restart the container no more.
+  change "${QUICK}" docker container exec "${PROXY_ID}" nginx -s reload
   if [[ "${STATUS}" != 0 ]]; then
     error_line
-    blame proxy-reload "service ${PROD_PROXY}: expected it to take a signal, observed: ${REPLY}" "look at its container"
+    blame proxy-reload "service ${PROD_PROXY}: expected nginx to reload, observed: ${REPLY}" "look at its container"
   fi
+}
+
+# Write the line that the proxy includes beside the present one: LINE. Done before production changes too, so that a full
+# disk or a missing right is a refusal and not a rollback.
+draft_upstream() {
+  local folder="${STATE}/proxy" file="${STATE}/proxy/${PROD_SERVICE}.conf"
+  mkdir -m 0755 -- "${folder}" 2>/dev/null || [[ -d "${folder}" && ! -L "${folder}" && -O "${folder}" ]] ||
+    refuse state-unsafe "${folder}: expected a folder that this user owns or can create, observed none" 'correct it'
+  { printf '%s\n' "$1" >"${file}.draft" && sync -- "${file}.draft"; } 2>/dev/null ||
+    refuse state-unsafe "${file}.draft: expected to write it, observed no success" "look for free space and its mode"
 }
 
 # Replace the line that the proxy includes: LINE.
 write_upstream() {
-  local folder="${STATE}/proxy" file="${STATE}/proxy/${PROD_SERVICE}.conf"
-  mkdir -m 0755 -- "${folder}" 2>/dev/null || [[ -d "${folder}" && ! -L "${folder}" && -O "${folder}" ]] ||
-    refuse state-unsafe "${folder}: expected a folder that this user owns or can create, observed none" 'correct it'
-  { printf '%s\n' "$1" >"${file}.draft" && sync -- "${file}.draft" && mv -f -- "${file}.draft" "${file}" &&
-    sync -- "${folder}"; } 2>/dev/null ||
-    refuse state-unsafe "${file}: expected to write it, observed no success" "look for free space and its mode"
+  local file="${STATE}/proxy/${PROD_SERVICE}.conf"
+  draft_upstream "$1"
+  { mv -f -- "${file}.draft" "${file}" && sync -- "${file%/*}"; } 2>/dev/null ||
+    refuse state-unsafe "${file}: expected to replace it, observed no success" "look for free space and its mode"
 }
 
-# Stop unless nginx takes its configuration. "lenient": not because the container that it leads to is gone.
+# Stop unless nginx takes its configuration, in which a line matches: PATTERN. "lenient": not because the container that it
+# leads to is gone.
 test_proxy() {
-  ask "${QUICK}" docker container exec "${PROXY_ID}" nginx -t
-  [[ "${STATUS}" != 0 ]] || return 0
+  ask "${QUICK}" docker container exec "${PROXY_ID}" nginx -T
+  if [[ "${STATUS}" == 0 ]]; then
+    grep -qxE -- "$1" "${WORK}/out" ||
+      refuse proxy-config "service ${PROD_PROXY}: expected its configuration to include ${STATE}/proxy/${PROD_SERVICE}.conf, \
+observed one that does not" "include it in the upstream block, and recreate ${PROD_PROXY} where that folder was replaced"
+    return 0
+  fi
   REPLY=$(grep -m 1 -F '[emerg]' -- "${WORK}/err" || tail -n 1 -- "${WORK}/err")
   one_line "${REPLY:-nothing}"
-  if [[ "${1-}" == lenient && "${REPLY}" == *'host not found in upstream'* ]]; then
+  if [[ "${2-}" == lenient && "${REPLY}" == *'host not found in upstream'*"/${PROD_SERVICE}.conf:"* ]]; then
     say "warning: ${PROD_PROXY} leads to nothing that runs: ${REPLY}"
     return 0
   fi
-  blame proxy-config "service ${PROD_PROXY}: expected nginx -t to accept its configuration, observed: ${REPLY}" \
+  blame proxy-config "service ${PROD_PROXY}: expected nginx -T to accept its configuration, observed: ${REPLY}" \
     "correct that"
 }
 
@@ -3969,10 +3988,7 @@ retire_others() {
   drain
   step stop "stopping what served before"
   for id in "${others[@]}"; do
-    change "${RECREATE}" docker container stop "${id}"
-    [[ "${STATUS}" == 0 ]] && continue
-    error_line
-    blame stop-failed "container ${id:0:12}: expected the engine to stop it, observed: ${REPLY}" "look at the engine"
+    stop_container "${id}"
   done
 }
 
@@ -4022,7 +4038,7 @@ remove_retired() {
   find_containers "${PROD_SERVICE}"
   for id in "${FOUND[@]}"; do
     [[ "${id}" != "${CONTAINER_ID}" ]] || continue
-    change "${QUICK}" docker container rm "${id}"
+    run_child "${RECREATE}" docker container rm "${id}" >"${WORK}/out" 2>"${WORK}/err"
     [[ "${STATUS}" == 0 ]] || say "WARNING: container ${id:0:12} of ${PROD_SERVICE} could not be removed: remove it"
   done
 }
@@ -4034,6 +4050,8 @@ remove_beside() {
     --filter "label=com.docker.compose.service=${PROD_SERVICE}" --filter label=com.docker.compose.oneoff=False \
     >"${WORK}/out" 2>"${WORK}/err"
   ids=$(<"${WORK}/out")
+  [[ -z "${RAISED}" || " ${STANDING} " != *" ${RAISED} "* ]] ||
+    run_child "${RECREATE}" docker container stop "${RAISED}" >"${WORK}/out" 2>"${WORK}/err"
   for id in ${ids}; do
     [[ " ${STANDING} " != *" ${id} "* ]] || continue
     run_child "${QUICK}" docker container rm --force --volumes "${id}" >"${WORK}/out" 2>"${WORK}/err"
@@ -4193,8 +4211,16 @@ stop_production() {
   [[ -n "${PROJECT}" ]] || resolve_production
   find_containers "${PROD_SERVICE}"
   for id in "${FOUND[@]}"; do
-    change "${RECREATE}" docker container stop "${id}"
+    stop_container "${id}"
   done
+}
+
+# ID
+stop_container() {
+  change "${RECREATE}" docker container stop "$1"
+  [[ "${STATUS}" != 0 ]] || return 0
+  error_line
+  blame stop-failed "container ${1:0:12}: expected the engine to stop it, observed: ${REPLY}" "look at the engine"
 }
 
 # Leave in REPLY what a person can do where the hook could not.
@@ -4205,7 +4231,7 @@ in ${COMPOSE_DIR}, call --recover again"
   [[ -z "${PREVIOUS_ID}" ]] ||
     REPLY+=", or start the previous image there: ${PROD_PIN:+"${PROD_PIN}=${PREVIOUS_ID} "}${command}"
   [[ -z "${PREVIOUS_ID}" || -z "${PROD_PROXY}" ]] ||
-    REPLY+=", name its container in ${STATE}/proxy/${PROD_SERVICE}.conf and restart ${PROD_PROXY}"
+    REPLY+=", write server ITS-CONTAINER:${PROD_PROXY_PORT}; to ${STATE}/proxy/${PROD_SERVICE}.conf and restart ${PROD_PROXY}"
 }
 
 # An engine that restarts in the middle of a swap, or that a host has just booted, gets half a minute.

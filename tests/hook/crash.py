@@ -17,7 +17,7 @@ MOMENTS = ("before", "during", "after")
 TOOLS = ("docker", "mv", "rm", "sync")
 # What changes production, its names, its files or what is written about it.
 _CHANGES = (
-    r"docker (.* (up|run) |image (tag|rm) |container (create|rm|start|stop|kill) )"
+    r"docker (.* (up|run) |image (tag|rm) |container (create|rm|start|stop|exec .* nginx -s) )"
     r"|(mv|rm) .*(\.env|/journal|/frozen|/proxy/)|sync .*(/verdicts|\.env)"
 )
 

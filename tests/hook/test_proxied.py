@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeOrchestrator
 from tests.crowd import crowd
+from tests.e2e.pipeline import wait_until
 from tests.hook.crash import Crashing, Point
 from tests.hook.harness import Outcome, PretendedHost, changed
 from tests.hook.proxied import NGINX, PROXY, SERVICE, SLOW, ProxiedHost
@@ -243,15 +246,15 @@ def test_a_first_one_that_dies_behind_the_proxy_is_stopped_and_the_next_one_serv
     outcome = empty.promote()
     assert outcome.verdict == (0, "promoted"), outcome.stderr
     assert_serves(empty, new)
+    assert empty.rollback().verdict == (4, "no-previous")
 
 
 @pytest.mark.docker
 @pytest.mark.fault
 def test_a_proxy_that_leads_elsewhere_is_noticed(proxied: ProxiedHost) -> None:
     old = proxied.image_of(proxied.copy.prod_image)
-    include = f"include /etc/nginx/imagefresh/{SERVICE}.conf;"
-    fixed = proxied.upstream.read_text().strip()
-    proxied.configuration.write_text(NGINX.replace(include, fixed))
+    fixed = f"upstream fixed {{ {proxied.upstream.read_text().strip()} }}\n  server {{"
+    proxied.configuration.write_text(NGINX.replace("server {", fixed).replace(f"http://{SERVICE};", "http://fixed;"))
     outcome = proxied.promote()
     assert outcome.verdict == (3, "unhealthy"), outcome.stderr
     assert_serves(proxied, old)
@@ -259,20 +262,62 @@ def test_a_proxy_that_leads_elsewhere_is_noticed(proxied: ProxiedHost) -> None:
 
 @pytest.mark.docker
 @pytest.mark.fault
-def test_a_configuration_that_nginx_does_not_take_is_refused(proxied: ProxiedHost) -> None:
-    proxied.configuration.write_text(NGINX.replace("proxy_pass", "proxy_past"))
-    before = proxied.production()
+@pytest.mark.parametrize(
+    ("before", "after", "word"),
+    [
+        ("proxy_pass", "proxy_past", "proxy_past"),
+        (f"include /etc/nginx/imagefresh/{SERVICE}.conf;", "server 127.0.0.1:1;", "one that does not"),
+        ("location / {", "location /blog { proxy_pass http://blog; }\n    location / {", "blog"),
+    ],
+    ids=["malformed", "without the file", "another upstream is missing"],
+)
+def test_a_configuration_that_cannot_lead_to_production_is_refused(
+    proxied: ProxiedHost, before: str, after: str, word: str
+) -> None:
+    proxied.configuration.write_text(NGINX.replace(before, after))
+    production = proxied.production()
     outcome = proxied.promote()
     assert outcome.verdict == (1, "proxy-config"), outcome.stderr
-    assert "proxy_past" in outcome.reason
-    assert proxied.production() == before
+    assert word in outcome.reason
+    assert proxied.production() == production
+
+
+@pytest.mark.docker
+@pytest.mark.fault
+def test_a_line_that_cannot_be_written_is_refused_before_production_changes(proxied: ProxiedHost) -> None:
+    proxied.upstream.with_name(f"{proxied.upstream.name}.draft").mkdir()
+    production = proxied.production()
+    outcome = proxied.promote()
+    assert outcome.verdict == (1, "state-unsafe"), outcome.stderr
+    assert proxied.production() == production
+
+
+@pytest.mark.docker
+@pytest.mark.fault
+def test_a_stopped_production_stays_stopped_where_its_promotion_is_refused(proxied: ProxiedHost) -> None:
+    old = proxied.image_of(proxied.copy.prod_image)
+    proxied.copy.compose("stop", SERVICE)
+    proofs = {"SOURCE_IMAGE": old, "EXPECTED_IMAGE_ID": old, "EXPECTED_REVISION": None}
+    outcome = proxied.promote(**proofs, HEALTH_PATH="/nowhere", HEALTH_TIMEOUT="1")
+    assert outcome.verdict == (1, "unhealthy"), outcome.stderr
+    assert [proxied.container(each, ".State.Running") for each in proxied.containers()] == ["false"]
+
+
+@pytest.mark.root
+@pytest.mark.docker
+@pytest.mark.fault
+def test_a_proxy_that_was_led_is_still_restarted_by_the_engine(proxied: ProxiedHost) -> None:
+    assert proxied.promote().verdict == (0, "promoted")
+    (proxy,) = proxied.containers(PROXY)
+    os.kill(int(proxied.container(proxy, ".State.Pid")), signal.SIGKILL)
+    assert wait_until(lambda: proxied.container(proxy, ".RestartCount") == "1", 30)
 
 
 def while_leading(host: ProxiedHost, folder: Path, action: str) -> Outcome | None:
     """Promote, and let something happen right after the proxy was told to lead elsewhere."""
     docker = {"docker": host.docker}
     crashing = Crashing(folder, docker, engine=host.engine.docker_host, docker_config=host.engine.docker_config)
-    point = Point(moment="after", command="container kill ", action=action)
+    point = Point(moment="after", command="nginx -s reload", action=action)
     outcome = crashing.call("--promote", host.promotion_variables(), point)
     assert crashing.acted, crashing.said
     return outcome
