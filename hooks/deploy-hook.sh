@@ -3144,7 +3144,7 @@ read_previous() {
   [[ "${#FOUND[@]}" == 1 ]] || return 0
   read_container "${FOUND[0]}"
   case "${SEEN[status]-}" in
-    created | exited | dead) [[ -n "${PREVIOUS_TAG_ID}" ]] || return 0 ;; # a first one that never proved itself
+    created | exited | dead) [[ -n "${PREVIOUS_TAG_ID}" ]] || return 0 ;; # it never proved itself
     *) ;;
   esac
   PREVIOUS_ID=${SEEN[image]:-${PREVIOUS_ID}}

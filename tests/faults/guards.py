@@ -922,6 +922,21 @@ GUARDS = [
         ("tests/hook/test_proxied.py", "-k", "cannot_lead"),
     ),
     Guard(
+        "the proxy includes the line that leads it",
+        HOOK,
+        """    grep -qxE -- "$1" "${WORK}/out" ||""",
+        """    true ||""",
+        ("tests/hook/test_proxied.py", "-k", "cannot_lead"),
+    ),
+    Guard(
+        "a first image that was refused is no way back",
+        HOOK,
+        """    created | exited | dead) [[ -n "${PREVIOUS_TAG_ID}" ]] || return 0 ;; # it never proved itself
+""",
+        "",
+        ("tests/hook/test_proxied.py", "-k", "first_one_that_dies"),
+    ),
+    Guard(
         "what is under way may finish",
         HOOK,
         """  drain
