@@ -90,6 +90,7 @@ def test_what_may_be_added_passes_and_is_named_with_the_proof(pipeline: Pipeline
     assert (pipeline.staging, pipeline.prod) == (revision, "")
 
 
+@pytest.mark.fault
 def test_a_submodule_counts_with_the_files_of_its_own_commit(pipeline: Pipeline) -> None:
     copy = pipeline.copy
     library = copy.repos_dir / "library"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.e2e.pipeline import Pipeline
 
 OWN_CHECKS = """
@@ -70,6 +72,7 @@ def test_own_checks_belong_to_the_gate_and_leave_staging_running(each_pipeline: 
     assert (pipeline.staging, pipeline.prod) == (revision, "")
 
 
+@pytest.mark.fault
 def test_the_python_api_works_for_real(each_pipeline: Pipeline) -> None:
     pipeline, copy = each_pipeline, each_pipeline.copy
     first, branch = copy.revision, copy.branch
