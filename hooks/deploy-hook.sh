@@ -178,7 +178,8 @@ Everything else comes in variables:
   observe    OBSERVE [OBSERVE_IMAGE OBSERVE_PATHS] TARGET_IMAGE TARGET_SERVICE TARGET_PORT COMPOSE_PROFILE
              STAGING_CONTAINER PROD_IMAGE PROD_SERVICE PROD_PORT
   self-test  as promotion, without SOURCE_IMAGE, EXPECTED_REVISION, EXPECTED_IMAGE_ID and VERDICT
-  status     PROD_IMAGE PROD_SERVICE PROD_PORT [PROD_PROFILE PROD_PIN PROD_PROXY PROD_PROXY_PORT] [TARGET_IMAGE TARGET_SERVICE]
+  status     PROD_IMAGE PROD_SERVICE PROD_PORT [PROD_PROFILE PROD_PIN PROD_PROXY PROD_PROXY_PORT]
+             [TARGET_IMAGE TARGET_SERVICE]
   history    [HISTORY_LIMIT]
   freeze     REASON: base64 of a text, a NUL byte after it
   break-glass  as promotion, with REASON, SOURCE_IMAGE being an image ID, without EXPECTED_REVISION and EXPECTED_IMAGE_ID
@@ -4004,7 +4005,7 @@ drain() {
   done
 }
 
-# With the others stopped, nothing but the taken container can answer behind the proxy.
+# With the others stopped, no container of production but the taken one can answer behind the proxy.
 prove_behind_proxy() {
   local end
   step settle "letting it settle for ${SETTLE} s behind ${PROD_PROXY}"
