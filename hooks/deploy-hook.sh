@@ -217,9 +217,9 @@ reset_state() {
   declare -gA POLICY=() POLICIES=() FACT=() SIGNED=()
   POLICED='' POLICY_NAMES=() CLAIMS=() SIGNERS_UID=0 LEDGER=''
   LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' MOVED='' AGAIN='' PRECHECKING=''
-  # Of a proxy: its container while it runs, where it answers; the image that was started beside production, the
+  # Of a proxy: its container while it runs, where it answers, its workers; the image that was started beside production, the
   # containers that were there before that, and the one that was started.
-  PROXY_ID='' PROXY_ADDRESS='' PROXY_STARTED='' BESIDE='' STANDING='' RAISED=''
+  PROXY_ID='' PROXY_ADDRESS='' PROXY_STARTED='' WORKERS='' BESIDE='' STANDING='' RAISED=''
   # Of the audit: who asks (the fingerprint of a key, where there is one), what could not be written, and 1 in a case of
   # --self-test, which decides nothing.
   WHO='' UNRECORDED='' REHEARSAL='' STATE=''
@@ -968,7 +968,7 @@ read_proxy_variables() {
   need_port PROD_PROXY_PORT
   : "${PROD_DRAIN:=${DEFAULT_DRAIN}}"
   need_timeout PROD_DRAIN
-  [[ "${REPLY}" -ge 1000 ]] || malformed PROD_DRAIN 'a number of seconds from 1, in which the proxy takes over'
+  [[ "${REPLY}" -ge 1000 ]] || malformed PROD_DRAIN 'a number of seconds from 1, in which what is under way may finish'
 }
 
 # Leave in REPLY a reference as the engine reads it: `x`, `x:latest` and `docker.io/library/x` are one.
@@ -3786,7 +3786,10 @@ rehearse() {
   find_containers "${PROD_SERVICE}"
   STANDING=${FOUND[*]-}
   find_proxy
-  [[ -z "${PROXY_ID}" ]] || test_proxy "# configuration file .*/${PROD_SERVICE//./\\.}\\.conf:" lenient
+  if [[ -n "${PROXY_ID}" ]]; then
+    test_proxy "# configuration file .*/${PROD_SERVICE//./\\.}\\.conf:" lenient
+    require_workers
+  fi
   BESIDE=${IMAGE_ID}
   start_beside "${IMAGE_ID}"
   draft_upstream "server ${SEEN[name]#/}:${PROD_PROXY_PORT};"
@@ -3911,12 +3914,57 @@ lead_proxy() {
     return
   fi
   test_proxy "server ${name//./\\.}:${PROD_PROXY_PORT};"
+  reload_proxy
+}
+
+# Have nginx read its configuration again, and wait until no worker that has the former one takes a connection: for a moment
+# both do, and the former may lead to a container that is gone.
+reload_proxy() {
+  local former end pid left
+  require_workers
+  former=${WORKERS}
   # No signal of the engine: it would take that for a stop, and restart the container no more.
   change "${QUICK}" docker container exec "${PROXY_ID}" nginx -s reload
   if [[ "${STATUS}" != 0 ]]; then
     error_line
     blame proxy-reload "service ${PROD_PROXY}: expected nginx to reload, observed: ${REPLY}" "look at its container"
   fi
+  now
+  end=$((NOW + QUICK * 1000))
+  while :; do
+    find_workers
+    left=''
+    for pid in ${former}; do
+      [[ "${WORKERS} " != *" ${pid} "* ]] || left+=" ${pid}"
+    done
+    [[ -z "${WORKERS}" || -n "${left}" ]] || return 0
+    now
+    ((NOW < end)) || refuse proxy-reload "service ${PROD_PROXY}: expected new workers alone to take connections, observed \
+after ${QUICK} s:${WORKERS:- none}, former ones:${left:- none}" "look at them with docker top ${PROXY_ID:0:12}"
+    pause 0.05
+  done
+}
+
+require_workers() {
+  find_workers
+  [[ -n "${WORKERS}" ]] ||
+    refuse proxy-workers "service ${PROD_PROXY}: expected processes named nginx: worker process, observed none" \
+      "look for them with docker top ${PROXY_ID:0:12}; master_process must be on"
+}
+
+# Leave in WORKERS the PIDs of nginx's workers that take connections: one that shuts down has that in its name.
+find_workers() {
+  local pid name
+  ask "${QUICK}" docker container top "${PROXY_ID}" -o pid,args
+  if [[ "${STATUS}" != 0 ]]; then
+    error_line
+    blame proxy-workers "service ${PROD_PROXY}: expected docker top to list its processes, observed: ${REPLY}" \
+      "it needs ps (Debian: procps) beside the engine"
+  fi
+  WORKERS=''
+  while read -r pid name; do
+    [[ "${name}" != 'nginx: worker process' ]] || WORKERS+=" ${pid}"
+  done <"${WORK}/out"
 }
 
 # Write the line that the proxy includes beside the present one: LINE. Done before production changes too, so that a full

@@ -916,7 +916,7 @@ GUARDS = [
     Guard(
         "a broken configuration of the proxy is found before production changes",
         HOOK,
-        """  [[ -z "${PROXY_ID}" ]] || test_proxy "# configuration file .*/${PROD_SERVICE//./\\\\.}\\\\.conf:" lenient
+        """    test_proxy "# configuration file .*/${PROD_SERVICE//./\\\\.}\\\\.conf:" lenient
 """,
         "",
         ("tests/hook/test_proxied.py", "-k", "cannot_lead"),
@@ -927,6 +927,23 @@ GUARDS = [
         """    grep -qxE -- "$1" "${WORK}/out" ||""",
         """    true ||""",
         ("tests/hook/test_proxied.py", "-k", "cannot_lead"),
+    ),
+    Guard(
+        "nginx's former workers no longer take connections once it leads elsewhere",
+        HOOK,
+        """    [[ -z "${WORKERS}" || -n "${left}" ]] || return 0
+""",
+        """    return 0
+""",
+        ("tests/hook/test_proxied.py", "-k", "former_worker"),
+    ),
+    Guard(
+        "a proxy whose workers cannot be told apart is found before production changes",
+        HOOK,
+        """    require_workers
+  fi""",
+        """  fi""",
+        ("tests/hook/test_proxied.py", "-k", "without_workers"),
     ),
     Guard(
         "a first image that was refused is no way back",

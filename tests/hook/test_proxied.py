@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -311,6 +312,42 @@ def test_a_proxy_that_was_led_is_still_restarted_by_the_engine(proxied: ProxiedH
     (proxy,) = proxied.containers(PROXY)
     os.kill(int(proxied.container(proxy, ".State.Pid")), signal.SIGKILL)
     assert wait_until(lambda: proxied.container(proxy, ".RestartCount") == "1", 30)
+
+
+def workers(host: ProxiedHost) -> list[int]:
+    """The PIDs of nginx's workers, of those that are shutting down too."""
+    (proxy,) = host.containers(PROXY)
+    lines = host.engine.docker("container", "top", proxy, "-o", "pid,args").splitlines()
+    return [int(line.split()[0]) for line in lines if "nginx: worker process" in line]
+
+
+@pytest.mark.root
+@pytest.mark.docker
+@pytest.mark.fault
+def test_a_former_worker_that_takes_connections_is_waited_for(proxied: ProxiedHost) -> None:
+    (old,) = proxied.containers()
+    (former,) = workers(proxied)
+    os.kill(former, signal.SIGSTOP)
+    with ThreadPoolExecutor() as pool:
+        try:
+            promotion = pool.submit(proxied.promote)
+            assert wait_until(lambda: len(workers(proxied)) > 1, 60)
+            assert not wait_until(lambda: promotion.done() or proxied.container(old, ".State.Running") == "false", 4)
+        finally:
+            os.kill(former, signal.SIGCONT)
+        assert promotion.result().verdict == (0, "promoted"), promotion.result().stderr
+    assert former not in workers(proxied)
+
+
+@pytest.mark.docker
+@pytest.mark.fault
+def test_a_proxy_without_workers_is_refused(proxied: ProxiedHost) -> None:
+    proxied.configuration.write_text(f"master_process off;{NGINX}")
+    proxied.copy.compose("restart", PROXY)
+    production = proxied.production()
+    outcome = proxied.promote()
+    assert outcome.verdict == (1, "proxy-workers"), outcome.stderr
+    assert proxied.production() == production
 
 
 def while_leading(host: ProxiedHost, folder: Path, action: str) -> Outcome | None:
