@@ -28,7 +28,7 @@ lint: venv ## ruff (check and format), mypy --strict, shellcheck, shfmt
 	$(VENV)/bin/shfmt -i 2 -ci -d $(SHELL_SCRIPTS)
 
 test: lint ## lint, then the tests; starts a private engine where there is none
-	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 sshd=openssh-server busybox=busybox-static
+	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 sshd=openssh-server busybox=busybox-static ps=procps
 	$(PYTEST) -m "not docker and not plain and not sessions and not fault and not crash" -n 3
 	scripts/engine.sh up
 	scripts/base-image.sh
@@ -39,25 +39,25 @@ sessions: venv ## every way in which a session can end green without proof, on o
 	$(PYTEST) tests/plugin -m "sessions and not plain" -n 3
 
 faults: venv ## every fault that must never pass, injected for real, local and over ssh; a table in .faults/
-	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server logrotate=logrotate
+	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server logrotate=logrotate ps=procps
 	scripts/engine.sh up
 	scripts/base-image.sh
 	$(PYTEST) tests/faults tests/e2e tests/hook -m fault -n 2
 
 crash: venv ## promotions killed, disturbed and cut short at every command; a table in .crash/
-	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables
+	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables ps=procps
 	scripts/engine.sh up
 	scripts/base-image.sh
 	$(PYTEST) tests/crash tests/hook -m crash -n 2
 
 mutants: venv ## each guard taken out in a copy of the tree: the tests must notice
-	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server
+	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server ps=procps
 	scripts/engine.sh up
 	scripts/base-image.sh
 	$(PYTHON) -m tests.faults.mutants
 
 engines: venv ## a gate and a promotion on other engines and builders (Debian 12, root); a table, and JSON in .engines/
-	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables
+	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables ps=procps
 	scripts/engine.sh up
 	$(PYTHON) -m tests.engines
 
@@ -66,7 +66,7 @@ fuzz: venv ## the hook's variables, requests, policies and whole calls: 103,500 
 	FUZZ_INPUTS=34000 FUZZ_CALLS=500 $(PYTEST) --timeout=3600 tests/hook/test_fuzz.py -n 3
 
 bench: venv ## a gate against the bare commands, a rerun, an unused plugin; a table, and JSON in .bench/
-	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server
+	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables sshd=openssh-server ps=procps
 	scripts/engine.sh up
 	scripts/base-image.sh
 	$(PYTHON) -m bench
