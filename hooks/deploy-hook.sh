@@ -3100,9 +3100,10 @@ check_production() {
   [[ -z "${PROD_PROXY}" ]] || check_proxy
   refuse_foreign_port "${PROD_PORT}" "${PROD_PROXY:-${PROD_SERVICE}}"
   find_production
+  printf -v REPLY ' %.12s' "${FOUND[@]}"
   [[ "${#FOUND[@]}" -le 1 ]] ||
-    refuse container-count "service ${PROD_SERVICE}: expected at most 1 container, observed ${#FOUND[@]}" \
-      "the hook handles services without replicas"
+    refuse container-count "service ${PROD_SERVICE}: expected at most 1 container, observed${REPLY}" \
+      "the hook handles services without replicas: remove all but one of these with docker container rm"
 }
 
 # Whoever calls compose later must not put another image in place of what was promoted.
@@ -4617,6 +4618,9 @@ tell_status() {
   describe_service "${PROD_SERVICE}"
   SITUATION="\"production\":[${REPLY}]"
   runs=${RUNNING}
+  REPLY=''
+  [[ -z "${PROD_PROXY}" ]] || describe_service "${PROD_PROXY}"
+  SITUATION+=",\"proxy\":[${REPLY}]"
   REPLY=''
   [[ -z "${TARGET_SERVICE}" ]] || describe_service "${TARGET_SERVICE}"
   SITUATION+=",\"staging\":[${REPLY}]"

@@ -95,7 +95,7 @@ def changes_table(reports: Reports) -> Table:
 
 
 def status_table(reports: Reports) -> Table:
-    """Return a row for each container of production and staging."""
+    """Return a row for each container of production, of the proxy before it, and of staging."""
     from rich.table import Table
     from rich.text import Text
 
@@ -104,7 +104,10 @@ def status_table(reports: Reports) -> Table:
         seen = report.situation
         verified = "by break-glass" if seen.break_glass else "yes" if seen.verified else "NO"
         frozen = f"by {seen.frozen.who}" if seen.frozen else "no"
-        for where, containers in (("production", seen.production), ("staging", seen.staging)):
+        places = [("production", seen.production), ("staging", seen.staging)]
+        if run.target.prod.is_proxied:
+            places.insert(1, ("proxy", seen.proxy))
+        for where, containers in places:
             last = (verified, frozen) if where == "production" else ("", "")
             rows = [
                 (

@@ -72,6 +72,8 @@ class Situation(msgspec.Struct, frozen=True):
     """What `--status` tells of one target."""
 
     production: list[Running] = []
+    proxy: list[Running] = []
+    """What stands before production and owns its port, where something does."""
     staging: list[Running] = []
     prod_tag: str = ""
     previous_tag: str = ""

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from pytest_imagefresh.core.chain import Link
@@ -197,6 +198,14 @@ class Pipeline:
     def imagefresh(self, *argv: str) -> Ended:
         """Run the command line."""
         return self.run(*self.imagefresh_command(*argv))
+
+    def read(self, command: str) -> Any:
+        """Return the one JSON document of a command that ends with 0, whatever is said beside it."""
+        done = self.imagefresh(command, "--repo", self.copy.name, "--json")
+        assert done.status == 0, done.output
+        lines = done.output.splitlines()
+        first = next(index for index, line in enumerate(lines) if line in ("{", "["))
+        return json.JSONDecoder().raw_decode("\n".join(lines[first:]))[0]
 
     @staticmethod
     def imagefresh_command(*argv: str) -> list[str]:

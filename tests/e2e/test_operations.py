@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -27,17 +26,8 @@ def order(pipeline: Pipeline, command: str, *options: str) -> Ended:
     return pipeline.imagefresh(command, "--repo", pipeline.copy.name, *options)
 
 
-def read(pipeline: Pipeline, command: str) -> Any:
-    """Return the one JSON document of a command that ends with 0, whatever is said beside it."""
-    done = order(pipeline, command, "--json")
-    assert done.status == 0, done.output
-    lines = done.output.splitlines()
-    first = next(index for index, line in enumerate(lines) if line in ("{", "["))
-    return json.JSONDecoder().raw_decode("\n".join(lines[first:]))[0]
-
-
 def situation(pipeline: Pipeline) -> Any:
-    return read(pipeline, "status")["orchestrator"]
+    return pipeline.read("status")["orchestrator"]
 
 
 def runs(pipeline: Pipeline, container: str) -> tuple[str, str]:
@@ -83,7 +73,7 @@ def test_operators_see_what_runs_stop_it_and_let_it_go_on(deployed: Pipeline) ->
     assert told(production) == runs(deployed, deployed.copy.prod_container)
     assert found["promoted"]["revision"] == deployed.prod == new
 
-    history = read(deployed, "history")
+    history = deployed.read("history")
     assert [(each["mode"], each["cause"]) for each in history] == [
         ("--freeze", "frozen"),
         ("--build-staging", "built"),
@@ -116,7 +106,7 @@ def test_the_glass_breaks_only_where_the_policy_says_so_and_loudly(deployed: Pip
     assert (found["verified"], found["previous_tag"]) == (False, before[0])
     assert found["break_glass"].startswith("production was promoted by break-glass, past every proof")
     assert order(deployed, "status").says("by break-glass")
-    last = read(deployed, "history")[-1]
+    last = deployed.read("history")[-1]
     assert (last["mode"], last["image_id"], last["previous"]) == ("--break-glass", image, before[0])
     assert last["reason"].startswith(f"{NIGHT}: ")
 
@@ -144,5 +134,5 @@ def test_a_regretted_promotion_is_taken_back(deployed: Pipeline) -> None:
     forth = order(deployed, "rollback", "--to", image)
     assert forth.status == 0, forth.output
     assert (deployed.prod, runs(deployed, deployed.copy.prod_container)[0]) == (new, image)
-    causes = [each["cause"] for each in read(deployed, "history")]
+    causes = [each["cause"] for each in deployed.read("history")]
     assert causes == ["built", "promoted", "restored", "no-previous", "restored"]

@@ -6,7 +6,7 @@ import pytest
 
 from tests.crowd import crowd
 from tests.e2e.pipeline import Pipeline
-from tests.hook.proxied import put_behind_proxy
+from tests.hook.proxied import PROXY, put_behind_proxy
 
 pytestmark = pytest.mark.fault  # too long for make test
 
@@ -28,3 +28,7 @@ def test_what_a_gate_has_proven_is_promoted_while_everybody_is_answered(pipeline
         assert pipeline.prod == revision
     assert pipeline.imagefresh("rollback", "--repo", copy.name).status == 0
     assert pipeline.prod == copy.git("rev-parse", "HEAD~1")
+    copy.compose("stop", PROXY)
+    (proxy,) = pipeline.read("status")[copy.name]["proxy"]
+    assert (proxy["service"], proxy["state"]) == (PROXY, "exited")
+    assert pipeline.imagefresh("status", "--repo", copy.name).says("proxy .* exited")
