@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.matrix import Matrix, Row
+from tests.crash.matrix import Matrix, ProxiedMatrix, Row
 from tests.hook.crash import Point
 from tests.hook.harness import RealHost
+from tests.hook.proxied import ProxiedHost
 from tests.support import ROOT, Engine, Orchestrator, clean_environment, run
 
 pytestmark = [pytest.mark.crash, pytest.mark.root, pytest.mark.docker, pytest.mark.timeout(1200)]
+
+Record = Callable[[Iterator[Row]], None]
 
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET of sched.h
 
@@ -59,14 +62,14 @@ def own_folder(own_network: None) -> Iterator[Path]:
 
 
 @pytest.fixture
-def own_matrix(own_folder: Path, free_port: Callable[[], int], tmp_path: Path) -> Matrix:
-    """Production on that engine."""
+def own_copy(own_folder: Path, free_port: Callable[[], int], tmp_path: Path) -> Orchestrator:
+    """The example service on that engine."""
     host = f"unix://{own_folder}/.engine/docker.sock"
     config = str(own_folder / ".engine/config")
     env = clean_environment(DOCKER_HOST=host, DOCKER_CONFIG=config)
     base_image = run([own_folder / "scripts/base-image.sh"], env=env, timeout=600).stdout.strip()
     engine = Engine(docker_host=host, docker_config=config, base_image=base_image)
-    copy = Orchestrator(
+    return Orchestrator(
         engine,
         tmp_path / "copy",
         branch="feature/x",
@@ -74,7 +77,28 @@ def own_matrix(own_folder: Path, free_port: Callable[[], int], tmp_path: Path) -
         staging_port=free_port(),
         prod_port=free_port(),
     )
-    return Matrix(RealHost(copy, tmp_path / "hook"), tmp_path / "crashing", pinned=True)
+
+
+@pytest.fixture
+def own_matrix(own_copy: Orchestrator, tmp_path: Path) -> Matrix:
+    """Production on that engine."""
+    return Matrix(RealHost(own_copy, tmp_path / "hook"), tmp_path / "crashing", pinned=True)
+
+
+@pytest.fixture
+def nginx_archive(engine: Engine, tmp_path: Path) -> Path:
+    """The image of nginx as a file: the network of that engine leads nowhere."""
+    image = run([ROOT / "scripts/nginx-image.sh"], env=engine.env, timeout=600).stdout.strip()
+    archive = tmp_path / "nginx.tar"
+    engine.docker("image", "save", "--output", str(archive), image)
+    return archive
+
+
+@pytest.fixture
+def own_proxied(nginx_archive: Path, own_copy: Orchestrator, tmp_path: Path) -> ProxiedMatrix:
+    """Production on that engine, behind nginx."""
+    own_copy.engine.docker("image", "load", "--input", str(nginx_archive))
+    return ProxiedMatrix(ProxiedHost(own_copy, tmp_path / "hook"), tmp_path / "crashing")
 
 
 def restart_engine(folder: Path) -> str:
@@ -90,15 +114,34 @@ def restart_engine(folder: Path) -> str:
 @pytest.mark.parametrize("moment", ["before", "during", "after"])
 @pytest.mark.parametrize("command", [" up ", "image tag .*prod-image $"], ids=["recreating", "tagging"])
 def test_an_engine_that_is_killed(
-    own_matrix: Matrix, own_folder: Path, record: Callable[[Iterator[Row]], None], command: str, moment: str
+    own_matrix: Matrix, own_folder: Path, record: Record, command: str, moment: str
 ) -> None:
     point = Point(moment=moment, action=restart_engine(own_folder), command=command)
-    outcome = own_matrix.crashing.call("--promote", own_matrix.variables, point)
-    assert own_matrix.crashing.acted
+    record(iter([killed_engine(own_matrix, "--promote", point, (0, 3))]))
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+@pytest.mark.parametrize(
+    "command", ["--scale", "nginx -s reload", "container stop"], ids=["beside", "leading", "stopping"]
+)
+def test_an_engine_that_is_killed_behind_a_proxy(
+    own_proxied: ProxiedMatrix, own_folder: Path, record: Record, command: str, moment: str
+) -> None:
+    point = Point(moment=moment, action=restart_engine(own_folder), command=command)
+    ends = (0, 1, 11) if command == "--scale" else (0, 3)  # beside what serves, production is not touched yet
+    record(iter([killed_engine(own_proxied, "--promote behind a proxy", point, ends)]))
+
+
+def killed_engine(matrix: Matrix, name: str, point: Point, ends: tuple[int, ...]) -> Row:
+    """Promote while the engine is killed and started again; it must end with one of some statuses, and well."""
+    outcome = matrix.crashing.call("--promote", matrix.variables, point)
+    assert matrix.crashing.acted
     assert outcome is not None
-    assert outcome.status in (0, 3), outcome.stderr
-    seen = own_matrix.judge(outcome, foreign=False)
-    record(iter([Row("--promote: the engine killed and started again", moment, own_matrix.shown, seen)]))
+    assert outcome.status in ends, outcome.stderr
+    if outcome.status not in (0, 3):  # a production that nobody touched: this engine takes it for stopped by a person
+        matrix.foreign("start")
+    seen = matrix.judge(outcome, foreign=False)
+    return Row(f"{name}: the engine killed and started again", point.moment, matrix.shown, seen)
 
 
 def test_the_previous_image_outlives_a_prune(own_matrix: Matrix) -> None:
