@@ -4070,11 +4070,7 @@ prove_behind_proxy() {
     ((NOW < end)) || break
     pause 0.1
   done
-  find_production
-  [[ "${FOUND[*]}" == "${CONTAINER_ID}" ]] ||
-    refuse container-replaced \
-      "service ${PROD_SERVICE}: expected container ${CONTAINER_ID:0:12} alone to run, observed ${FOUND[*]:-none}" \
-      "another compose call interfered"
+  require_undisturbed
   read_container "${PROXY_ID}"
   [[ "${SEEN[started]-}/${SEEN[status]-}" == "${PROXY_STARTED}/running" ]] ||
     refuse proxy-replaced "service ${PROD_PROXY}: expected its container ${PROXY_ID:0:12} to stay up, observed ${SEEN[status]-gone}" \
@@ -4223,11 +4219,22 @@ change_production() {
   conclude 'done' "$1" "$2"
 }
 
-# Where there is no pin, this is the commit point.
+# Where there is no pin, this is the commit point. Until here, a foreign compose call starts the former image.
 move_tag() {
   step tag "tagging ${PROD_IMAGE}"
   TAGGING=1
   tag_image "${PROD_IMAGE}" "${IMAGE_ID}"
+  require_undisturbed
+}
+
+# Stop unless the container that was proven is still the one of production that runs.
+require_undisturbed() {
+  find_production
+  [[ "${FOUND[*]}" == "${CONTAINER_ID}" ]] ||
+    refuse container-replaced \
+      "service ${PROD_SERVICE}: expected container ${CONTAINER_ID:0:12} alone to run, observed ${FOUND[*]:-none}" \
+      "another compose call interfered"
+  require_alive
 }
 
 # --- Going back -------------------------------------------------------------------------------------------------------

@@ -35,7 +35,16 @@ def enter_network(path: Path) -> None:
 
 
 @pytest.fixture
-def own_network() -> Iterator[None]:
+def archive(engine: Engine, tmp_path: Path) -> Path:
+    """The images that production needs, as a file: the network of that engine leads nowhere."""
+    nginx = run([ROOT / "scripts/nginx-image.sh"], env=engine.env, timeout=600).stdout.strip()
+    path = tmp_path / "images.tar"
+    engine.docker("image", "save", "--output", str(path), engine.base_image, nginx)
+    return path
+
+
+@pytest.fixture
+def own_network(archive: Path) -> Iterator[None]:
     """Live on a network with nothing in it, until the test ends."""
     name = f"if-{secrets.token_hex(4)}"
     home = os.open("/proc/self/ns/net", os.O_RDONLY)
@@ -54,7 +63,6 @@ def own_folder(own_network: None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="if-") as name:
         folder = Path(name)
         shutil.copytree(ROOT / "scripts", folder / "scripts")
-        (folder / ".cache").symlink_to(ROOT / ".cache")
         env = clean_environment(ENGINE_SOCKET=f"unix://{folder}/no-engine.sock")
         run([folder / "scripts/engine.sh", "up"], env=env, timeout=600)
         yield folder
@@ -62,15 +70,16 @@ def own_folder(own_network: None) -> Iterator[Path]:
 
 
 @pytest.fixture
-def own_copy(own_folder: Path, free_port: Callable[[], int], tmp_path: Path) -> Orchestrator:
+def own_copy(
+    engine: Engine, archive: Path, own_folder: Path, free_port: Callable[[], int], tmp_path: Path
+) -> Orchestrator:
     """The example service on that engine."""
     host = f"unix://{own_folder}/.engine/docker.sock"
     config = str(own_folder / ".engine/config")
-    env = clean_environment(DOCKER_HOST=host, DOCKER_CONFIG=config)
-    base_image = run([own_folder / "scripts/base-image.sh"], env=env, timeout=600).stdout.strip()
-    engine = Engine(docker_host=host, docker_config=config, base_image=base_image)
+    own = Engine(docker_host=host, docker_config=config, base_image=engine.base_image)
+    own.docker("image", "load", "--input", str(archive))
     return Orchestrator(
-        engine,
+        own,
         tmp_path / "copy",
         branch="feature/x",
         unique=f"if-{secrets.token_hex(4)}",
@@ -86,18 +95,8 @@ def own_matrix(own_copy: Orchestrator, tmp_path: Path) -> Matrix:
 
 
 @pytest.fixture
-def nginx_archive(engine: Engine, tmp_path: Path) -> Path:
-    """The image of nginx as a file: the network of that engine leads nowhere."""
-    image = run([ROOT / "scripts/nginx-image.sh"], env=engine.env, timeout=600).stdout.strip()
-    archive = tmp_path / "nginx.tar"
-    engine.docker("image", "save", "--output", str(archive), image)
-    return archive
-
-
-@pytest.fixture
-def own_proxied(nginx_archive: Path, own_copy: Orchestrator, tmp_path: Path) -> ProxiedMatrix:
+def own_proxied(own_copy: Orchestrator, tmp_path: Path) -> ProxiedMatrix:
     """Production on that engine, behind nginx."""
-    own_copy.engine.docker("image", "load", "--input", str(nginx_archive))
     return ProxiedMatrix(ProxiedHost(own_copy, tmp_path / "hook"), tmp_path / "crashing")
 
 

@@ -929,6 +929,16 @@ GUARDS = [
         ("tests/hook/test_proxied.py", "-k", "cannot_lead"),
     ),
     Guard(
+        "what was proven still runs once it is called production",
+        HOOK,
+        """  tag_image "${PROD_IMAGE}" "${IMAGE_ID}"
+  require_undisturbed
+""",
+        """  tag_image "${PROD_IMAGE}" "${IMAGE_ID}"
+""",
+        ("tests/hook/test_recovery.py", "-k", "foreign_compose_up"),
+    ),
+    Guard(
         "nginx's former workers no longer take connections once it leads elsewhere",
         HOOK,
         """    [[ -z "${WORKERS}" || -n "${left}" ]] || return 0

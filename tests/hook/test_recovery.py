@@ -130,6 +130,17 @@ def test_past_the_commit_point_an_image_that_has_died_is_rolled_back(
     assert not journal(pretended).exists()
 
 
+def test_a_foreign_compose_up_between_the_proof_and_the_commit_point_is_seen(
+    pretended: PretendedHost, crashing: Crashing
+) -> None:
+    (pretended.compose_dir / ".env").write_text(f"A=1\nPIN={PROD_ID}\n")
+    up = f"cd {pretended.compose_dir} && {pretended.tools}/docker compose up --detach shop\n"
+    outcome = crashing.call("--promote", pretended.promotion_variables(), Point(command=COMMIT, action=up))
+    assert outcome is not None
+    assert outcome.verdict == (3, "container-replaced"), outcome.stderr
+    assert assert_consistent(pretended) == PROD_ID
+
+
 def test_the_next_promotion_recovers_first(pretended: PretendedHost, crashing: Crashing) -> None:
     interrupt(pretended, crashing, " up ")
     assert pretended.verify().verdict == (1, "promotion-open")
