@@ -2000,8 +2000,8 @@ refuse_foreign_container() {
 # git moves it from commit to commit, and every file that it writes gets a fresh time. What is proven is not that record:
 # 1. The objects are read through a store of our own: configuration, attributes, hooks, owner of the clone have no say.
 # 2. The commit's bytes must give the commit's ID again, and the listing of its files the tree that those bytes name.
-# 3. Every byte on disk is hashed again, whatever its time and size: before the build where all files are new, else while
-#    staging is built and tried, and before anything is said or tagged. One difference, and all of it is made anew.
+# 3. Every byte on disk is hashed again, whatever its time and size: before the build where all files are new, else after
+#    it, while staging is tried, and before anything is said or tagged. One difference, and all of it is made anew.
 # Only a run that ends well hands its checkout on.
 
 # Leave in REPLY the git folder of a clone: bare, with a .git folder, or a linked worktree with a .git file.
@@ -2224,16 +2224,12 @@ list_clone() {
   printf '%s\n' '* -text -eol !crlf -ident -filter !working-tree-encoding -export-subst' >"${STORE}/info/attributes"
 }
 
-# Let the checkout hold exactly the listed files. Those of a kept one are being hashed when this returns.
+# Let the checkout hold exactly the listed files. Those of a kept one are still to be hashed when this returns.
 export_files() {
   INDEX="${KEPT}/index.taken"
   rm -f -- "${INDEX}" "${INDEX}.lock"
   move_checkout
-  if [[ -n "${MOVED}" ]]; then
-    start_proof
-  else
-    make_checkout
-  fi
+  [[ -n "${MOVED}" ]] || make_checkout
   refuse_lfs_pointers
 }
 
@@ -2695,6 +2691,7 @@ build_staging() {
 build_and_try() {
   export_files
   build_image
+  [[ -z "${MOVED}" ]] || start_proof # not earlier: it would take processor time from the builder
   recreate_staging
   await_health
   run_check

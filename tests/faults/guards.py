@@ -91,6 +91,13 @@ GUARDS = [
         ("tests/hook/test_checkout.py",),
     ),
     Guard(
+        "what was built from is hashed after the build",
+        HOOK,
+        '  build_image\n  [[ -z "${MOVED}" ]] || start_proof',
+        '  [[ -z "${MOVED}" ]] || start_proof\n  build_image',
+        ("tests/hook/test_checkout.py::test_what_is_changed_while_it_is_built_is_found",),
+    ),
+    Guard(
         "an LFS pointer is no content",
         HOOK,
         "[[ \"${line}\" != 'version https://git-lfs.github.com/spec/v1'* ]] ||",

@@ -146,9 +146,13 @@ def option(argv: list[str], name: str) -> list[str]:
 
 
 def build(state: State, argv: list[str]) -> int:
-    """Keep a copy of the context, and pretend an image whose ID follows from the arguments."""
+    """Keep a copy of the context, meddled with or not, and pretend an image whose ID follows from the arguments."""
     import shutil
 
+    for path, text in state["meddling"].items():
+        with open(os.path.join(argv[-1], path), "w") as file:
+            file.write(text)
+    state["meddling"] = {}
     shutil.rmtree(state["context"], ignore_errors=True)
     shutil.copytree(argv[-1], state["context"], symlinks=True)
     state["dockerfile"] = os.path.relpath(option(argv, "--file")[0], argv[-1])
