@@ -216,7 +216,7 @@ reset_state() {
   # What is decided on; see DECISION. SIGNERS_UID must own the file of those who may sign.
   declare -gA POLICY=() POLICIES=() FACT=() SIGNED=()
   POLICED='' POLICY_NAMES=() CLAIMS=() SIGNERS_UID=0 LEDGER=''
-  IMAGE_STORE='' LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' MOVED='' AGAIN='' PRECHECKING=''
+  IMAGE_STORE='' LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' CLIENT='' MOVED='' AGAIN='' PRECHECKING=''
   # Of a proxy: its container while it runs, where it answers, its workers; the image that was started beside production, the
   # containers that were there before that, and the one that was started.
   PROXY_ID='' PROXY_ADDRESS='' PROXY_STARTED='' WORKERS='' BESIDE='' STANDING='' RAISED=''
@@ -396,7 +396,7 @@ exit_status() {
 tidy_up_engine() {
   local child
   [[ -z "${WATCHER}" ]] || kill -TERM "${WATCHER}" 2>/dev/null
-  for child in ${CHILD} ${PROVER}; do
+  for child in ${CHILD} ${PROVER} ${CLIENT}; do
     kill -TERM "${child}" 2>/dev/null
     wait "${child}" 2>/dev/null
   done
@@ -2365,17 +2365,30 @@ find_context() {
   done
 }
 
+# Ask the docker client what it is, while git works: `choose_builder` waits for the answers.
+ask_client() {
+  {
+    run_child "${QUICK}" docker --version >"${WORK}/client"
+    run_child "${QUICK}" docker buildx version >/dev/null
+    exit "${STATUS}"
+  } 2>/dev/null 3>&- 4>&- 9>&- &
+  CLIENT=$!
+}
+
 # Leave 1 in REPLY where this host has BuildKit, 0 where only the classic builder is left; METADATA says where buildx
 # writes down what it made.
 choose_builder() {
-  local builder=1
+  local builder=1 client=''
   METADATA=''
-  ask "${QUICK}" docker --version
-  if [[ "${REPLY}" =~ ^'Docker version '(1[0-9]|2[0-2])\. ]]; then
+  STATUS=0
+  wait "${CLIENT}" || STATUS=$?
+  CLIENT=''
+  IFS= read -r client <"${WORK}/client" || :
+  if [[ "${client}" =~ ^'Docker version '(1[0-9]|2[0-2])\. ]]; then
     # This client's own BuildKit tells no manifest digest, which is the image ID of the containerd image store.
     [[ "${IMAGE_STORE}" != *io.containerd.snapshotter* ]] || builder=0
   else
-    ask "${QUICK}" docker buildx version
+    refuse_timeout "${QUICK}" docker buildx version
     [[ "${STATUS}" == 0 ]] || builder=0
     [[ "${STATUS}" != 0 ]] || METADATA="${WORK}/metadata"
   fi
@@ -2684,6 +2697,7 @@ build_staging() {
 }
 
 build_and_try() {
+  ask_client
   export_files
   build_image
   [[ -z "${MOVED}" ]] || start_proof # not earlier: it would take processor time from the builder
