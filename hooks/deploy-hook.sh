@@ -631,7 +631,7 @@ write_history() {
 # Leave one entry in REPLY: KIND CAUSE REASON. The order of the keys is fixed: --status finds promotions by it.
 history_entry() {
   local line='' pair time
-  time=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+  TZ=UTC0 printf -v time '%(%Y-%m-%dT%H:%M:%SZ)T' -1
   name_service
   for pair in "time=${time}" "mode=${MODE}" "kind=$1" "cause=$2" "run_id=${RUN_ID-}" "repo=${REPO-}" "who=${WHO}" \
     "service=${REPLY}" "revision=${REVISION}" "image_id=${IMAGE_ID}" "previous=${PREVIOUS_ID}" "reason=$3"; do
@@ -1342,7 +1342,8 @@ prepare_folder() {
 
 # Remove the private folders of this user's killed runs, once nothing of these can work any more: after an hour.
 sweep_folders() {
-  local folder pid
+  local folder pid leftovers=("${TEMP_DIR}"/imagefresh.[0-9]*.*)
+  [[ -e "${leftovers[0]}" ]] || return 0 # the usual case, and every mode begins here
   while IFS= read -r -d '' folder; do
     pid=${folder##*/imagefresh.}
     [[ -e "/proc/${pid%%.*}" ]] || rm -rf -- "${folder}" 2>/dev/null || :
@@ -1352,7 +1353,7 @@ sweep_folders() {
 require_tools() {
   local tool
   for tool in docker git curl flock timeout base64 readlink sha256sum; do
-    tool=$(type -P "${tool}") ||
+    type -P "${tool}" >/dev/null ||
       cannot_tell tool-missing \
         "this host: expected docker, git, curl, flock, timeout, base64, readlink and sha256sum, observed not all" \
         "install them in ${SAFE_PATH}"
@@ -1415,7 +1416,7 @@ own_folder() {
 # Write into a lock who holds it, for those who wait: NAME. A full disk must not keep --recover from its work.
 sign() {
   local since
-  since=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+  TZ=UTC0 printf -v since '%(%Y-%m-%dT%H:%M:%SZ)T' -1
   HOLDER="${STATE}/$1"
   printf '%s %s since %s\n' "${RUN_ID}" "${MODE}" "${since}" 2>/dev/null >"${HOLDER}" ||
     say "warning: ${HOLDER} could not be written: whoever waits will not see who holds it"
