@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.gap import Gap  # noqa: E402
-from bench.scene import LARGE_MB, Large, Scene  # noqa: E402
+from bench.scene import LARGE_MB, SMALL_MB, Context, Scene  # noqa: E402
 from tests.crowd import RATE  # noqa: E402
 from tests.hook.harness import RealHost  # noqa: E402
 from tests.hook.proxied import ProxiedHost  # noqa: E402
@@ -76,7 +76,7 @@ class Subject:
     """How often in each turn: what takes milliseconds needs more runs than what takes seconds."""
 
 
-def subjects(scene: Scene, large: Large, gap: Gap, proxied: Gap) -> list[Subject]:
+def subjects(scene: Scene, large: Context, small: Context, gap: Gap, proxied: Gap) -> list[Subject]:
     """Return everything that is measured, in the order of one turn."""
     floor, folder, silence = "bare commands", "build, folder", "gap, compose"
     gate, proof = 0.6, "budget without the pause proof"
@@ -106,6 +106,10 @@ def subjects(scene: Scene, large: Large, gap: Gap, proxied: Gap) -> list[Subject
         Subject(
             Measured("build, hook, proven", base=folder, note="and what is left of its step proof, settle 0"),
             large.hook("export", "build", "proof"),
+        ),
+        Subject(
+            Measured("export, from nothing", budget=1.0, note=f"{SMALL_MB} MB, every file written and hashed"),
+            small.hook("export", afresh=True),
         ),
         Subject(
             Measured(silence, note=f"no answer to {RATE} requests a second while .env is written and compose up"),
@@ -198,13 +202,14 @@ def main() -> int:
     with ExitStack() as stack:
         stack.callback(ports.release)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imagefresh-bench-")))
-        names = ("usual", "large", "gap", "proxied")
-        usual, large, gap, proxied = (make_copy(stack, engine, folder / name, ports) for name in names)
+        names = ("usual", "large", "small", "gap", "proxied")
+        usual, large, small, gap, proxied = (make_copy(stack, engine, folder / name, ports) for name in names)
         sshd = stack.enter_context(Sshd(folder / "sshd"))
-        scene, many_files = Scene(usual, folder / "usual", sshd), Large(large, folder / "large")
+        scene = Scene(usual, folder / "usual", sshd)
+        many_files, fewer = Context(large, folder / "large", LARGE_MB), Context(small, folder / "small", SMALL_MB)
         recreated = Gap(RealHost(gap, folder / "gap" / "hook"))
         switched = Gap(ProxiedHost(proxied, folder / "proxied" / "hook"))
-        listed = subjects(scene, many_files, recreated, switched)
+        listed = subjects(scene, many_files, fewer, recreated, switched)
         results = measure(listed, runs)
         version = engine.docker("version", "--format", "{{.Client.Version}} {{.Server.Version}}")
     about = {"python": platform.python_version(), "processors": os.cpu_count(), "docker": version}

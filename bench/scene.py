@@ -28,7 +28,7 @@ docker exec "$CONTAINER" python3 scripts/staging_check.py --mode stub
 """
 """What a person does who trusts everything."""
 
-LARGE_MB = 500
+LARGE_MB, SMALL_MB = 500, 50
 _FILE_KB = 100
 _FILES_PER_FOLDER = 100
 
@@ -126,16 +126,16 @@ def buildkit_client() -> str:
     raise RuntimeError(f"docker clients {clients}: expected one with BuildKit, observed none; install docker-buildx")
 
 
-class Large:
+class Context:
     """A copy with many files, of which one changes from build to build: a hook on its host, and a plain build."""
 
-    def __init__(self, copy: Orchestrator, folder: Path) -> None:
+    def __init__(self, copy: Orchestrator, folder: Path, megabytes: int) -> None:
         self._copy = copy
         self._client = buildkit_client()
         self._host = RealHost(copy, folder / "hook")
         self._host.install("with-buildkit", client=self._client)
         self._numbers = itertools.count()
-        for number in range(LARGE_MB * 1000 // _FILE_KB):
+        for number in range(megabytes * 1000 // _FILE_KB):
             path = copy.worktree / "assets" / f"{number // _FILES_PER_FOLDER}" / f"{number}.bin"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(os.urandom(_FILE_KB * 1000))
@@ -157,11 +157,16 @@ class Large:
         build = [self._client, "build", "--quiet", "--build-arg", f"GIT_SHA={self._copy.revision}"]
         run([*build, self._copy.worktree], env={**self._copy.engine.env, "DOCKER_BUILDKIT": "1"})
 
-    def hook(self, *steps: str) -> Callable[[], float]:
-        """Return what lets the hook build staging, and sums up how long some of its steps took, in seconds."""
+    def hook(self, *steps: str, afresh: bool = False) -> Callable[[], float]:
+        """Return what lets the hook build staging, and sums up how long some of its steps took, in seconds.
+
+        `afresh`: no checkout is left of the run before, so that every file is written and hashed before the build.
+        """
 
         def build() -> float:
             self._commit()
+            if afresh:
+                shutil.rmtree(self._copy.compose_dir / ".imagefresh" / ".checkout", ignore_errors=True)
             ended = self._host.staging(SETTLE="0", BUILD_TIMEOUT="600")
             if ended.verdict != (0, "built"):
                 raise RuntimeError(f"the hook: expected to build, observed {ended}")

@@ -216,7 +216,7 @@ reset_state() {
   # What is decided on; see DECISION. SIGNERS_UID must own the file of those who may sign.
   declare -gA POLICY=() POLICIES=() FACT=() SIGNED=()
   POLICED='' POLICY_NAMES=() CLAIMS=() SIGNERS_UID=0 LEDGER=''
-  LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' MOVED='' AGAIN='' PRECHECKING=''
+  IMAGE_STORE='' LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' CLIENT='' MOVED='' AGAIN='' PRECHECKING=''
   # Of a proxy: its container while it runs, where it answers, its workers; the image that was started beside production, the
   # containers that were there before that, and the one that was started.
   PROXY_ID='' PROXY_ADDRESS='' PROXY_STARTED='' WORKERS='' BESIDE='' STANDING='' RAISED=''
@@ -396,7 +396,7 @@ exit_status() {
 tidy_up_engine() {
   local child
   [[ -z "${WATCHER}" ]] || kill -TERM "${WATCHER}" 2>/dev/null
-  for child in ${CHILD} ${PROVER}; do
+  for child in ${CHILD} ${PROVER} ${CLIENT}; do
     kill -TERM "${child}" 2>/dev/null
     wait "${child}" 2>/dev/null
   done
@@ -631,7 +631,7 @@ write_history() {
 # Leave one entry in REPLY: KIND CAUSE REASON. The order of the keys is fixed: --status finds promotions by it.
 history_entry() {
   local line='' pair time
-  time=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+  TZ=UTC0 printf -v time '%(%Y-%m-%dT%H:%M:%SZ)T' -1
   name_service
   for pair in "time=${time}" "mode=${MODE}" "kind=$1" "cause=$2" "run_id=${RUN_ID-}" "repo=${REPO-}" "who=${WHO}" \
     "service=${REPLY}" "revision=${REVISION}" "image_id=${IMAGE_ID}" "previous=${PREVIOUS_ID}" "reason=$3"; do
@@ -1342,7 +1342,8 @@ prepare_folder() {
 
 # Remove the private folders of this user's killed runs, once nothing of these can work any more: after an hour.
 sweep_folders() {
-  local folder pid
+  local folder pid leftovers=("${TEMP_DIR}"/imagefresh.[0-9]*.*)
+  [[ -e "${leftovers[0]}" ]] || return 0 # the usual case, and every mode begins here
   while IFS= read -r -d '' folder; do
     pid=${folder##*/imagefresh.}
     [[ -e "/proc/${pid%%.*}" ]] || rm -rf -- "${folder}" 2>/dev/null || :
@@ -1352,7 +1353,7 @@ sweep_folders() {
 require_tools() {
   local tool
   for tool in docker git curl flock timeout base64 readlink sha256sum; do
-    tool=$(type -P "${tool}") ||
+    type -P "${tool}" >/dev/null ||
       cannot_tell tool-missing \
         "this host: expected docker, git, curl, flock, timeout, base64, readlink and sha256sum, observed not all" \
         "install them in ${SAFE_PATH}"
@@ -1361,10 +1362,11 @@ require_tools() {
   CHILD_ENV=("PATH=${SAFE_PATH}" "HOME=${HOME}" LC_ALL=C COMPOSE_REMOVE_ORPHANS=false COMPOSE_IGNORE_ORPHANS=true)
 }
 
-# Podman says that it is another engine whenever it is asked. What it is shows in the log drivers, in the same answer.
+# Podman says that it is another engine whenever it is asked. What it is shows in the log drivers, in the same answer, and
+# IMAGE_STORE is how the engine keeps its images.
 require_engine() {
-  ask "${QUICK}" docker info --format '{{.ID}} {{.Plugins.Log}}'
-  if [[ "${STATUS}" != 0 || ! "${REPLY}" =~ ^([A-Za-z0-9:_-]+)' ['([^]]*)']'$ ]]; then
+  ask "${QUICK}" docker info --format '{{.ID}} {{.Plugins.Log}} {{.DriverStatus}}'
+  if [[ "${STATUS}" != 0 || ! "${REPLY}" =~ ^([A-Za-z0-9:_-]+)' ['([^][]*)'] '(.*)$ ]]; then
     error_line
     cannot_tell engine-down "the engine at ${ENGINE}: expected an answer, observed: ${REPLY}" "start it and try again"
   fi
@@ -1372,6 +1374,7 @@ require_engine() {
     refuse engine-unsupported "the engine at ${ENGINE}: expected a Docker engine, observed podman, which has no ID of its own" \
       "use dockerd 20.10 or later"
   ENGINE_ID=${BASH_REMATCH[1]}
+  IMAGE_STORE=${BASH_REMATCH[3]}
 }
 
 # A docker command said no: CAUSE OBSERVED ADVICE. Is that an answer, or is the engine gone?
@@ -1413,7 +1416,7 @@ own_folder() {
 # Write into a lock who holds it, for those who wait: NAME. A full disk must not keep --recover from its work.
 sign() {
   local since
-  since=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+  TZ=UTC0 printf -v since '%(%Y-%m-%dT%H:%M:%SZ)T' -1
   HOLDER="${STATE}/$1"
   printf '%s %s since %s\n' "${RUN_ID}" "${MODE}" "${since}" 2>/dev/null >"${HOLDER}" ||
     say "warning: ${HOLDER} could not be written: whoever waits will not see who holds it"
@@ -2000,8 +2003,8 @@ refuse_foreign_container() {
 # git moves it from commit to commit, and every file that it writes gets a fresh time. What is proven is not that record:
 # 1. The objects are read through a store of our own: configuration, attributes, hooks, owner of the clone have no say.
 # 2. The commit's bytes must give the commit's ID again, and the listing of its files the tree that those bytes name.
-# 3. Every byte on disk is hashed again, whatever its time and size: before the build where all files are new, else while
-#    staging is built and tried, and before anything is said or tagged. One difference, and all of it is made anew.
+# 3. Every byte on disk is hashed again, whatever its time and size: before the build where all files are new, else after
+#    it, while staging is tried, and before anything is said or tagged. One difference, and all of it is made anew.
 # Only a run that ends well hands its checkout on.
 
 # Leave in REPLY the git folder of a clone: bare, with a .git folder, or a linked worktree with a .git file.
@@ -2042,17 +2045,20 @@ no_room() {
 # Run git on the store of this run and the checkout: INDEX ARGV. Standard input is passed on.
 git_in() {
   git_words "$@"
+  local CHILD_ENV=("${GIT_ENV[@]}") # what run_child gives its command
   ask "${BUILD_TIMEOUT}" "${GIT_WORDS[@]}"
 }
 
-# Leave a git command in GIT_WORDS: INDEX ARGV. An index without a folder is one of this run's.
+# Leave a git command in GIT_WORDS and its environment in GIT_ENV: INDEX ARGV. An index without a folder is one of this
+# run's.
 git_words() {
   local index=$1
   shift
   [[ "${index}" == /* ]] || index="${STORE}/${index}"
-  GIT_WORDS=(env "HOME=${WORK}" "XDG_CONFIG_HOME=${WORK}" GIT_CONFIG_GLOBAL=/dev/null
+  GIT_ENV=("${CHILD_ENV[@]}" "HOME=${WORK}" "XDG_CONFIG_HOME=${WORK}" GIT_CONFIG_GLOBAL=/dev/null
     GIT_CONFIG_NOSYSTEM=1 GIT_ATTR_NOSYSTEM=1 GIT_NO_REPLACE_OBJECTS=1 GIT_NO_LAZY_FETCH=1 GIT_OPTIONAL_LOCKS=0
-    "GIT_INDEX_FILE=${index}" git -C "${EXPORT}" "--git-dir=${STORE}" "--work-tree=${EXPORT}" "$@")
+    "GIT_INDEX_FILE=${index}")
+  GIT_WORDS=(git -C "${EXPORT}" "--git-dir=${STORE}" "--work-tree=${EXPORT}" "$@")
 }
 
 # Stop unless the last git call succeeded: WHAT WAS EXPECTED.
@@ -2073,10 +2079,8 @@ list_commit() {
   [[ -z "${git_dir}" ]] || printf '%s\n' "${git_dir}/objects" >>"${STORE}/objects/info/alternates"
   read_commit "${commit}" "${name}" "${where:=the pack that the caller sent}"
   tree=${REPLY}
-  git_in "${list}" read-tree "${tree}"
-  require_git "${name}: expected its tree to be complete in ${where}"
+  prove_listing "${list}" "${tree}" "${name}" "${where}"
   find_lfs_paths "${list}" "${path}"
-  prove_listing "${list}" "${tree}" "${name}"
   add_to_whole "${list}" "${tree}" "${path}"
   list_submodules "${git_dir}" "${commit}" "${path}" "${list}"
   REPLY=${tree}
@@ -2118,18 +2122,18 @@ find_lfs_paths() {
   done <"${WORK}/out"
 }
 
-# Hash a listing again, without the trees that it was read from: LIST TREE NAME. Keeps it in $STORE/LIST.entries.
+# List a tree, and hash the listing again, without the trees that it was read from: LIST TREE NAME WHERE. Keeps it as the
+# index LIST, which knows nothing of any file on disk, and in $STORE/LIST.entries.
 prove_listing() {
-  git_in "$1" ls-files --stage -z
-  require_git "$3: expected a list of its files"
+  git_in none ls-tree -r -z --full-tree "$2"
+  require_git "$3: expected its tree to be complete in $4"
   mv -- "${WORK}/out" "${STORE}/$1.entries"
-  git_in again update-index -z --index-info <"${STORE}/$1.entries"
+  git_in "$1" update-index -z --index-info <"${STORE}/$1.entries"
   require_git "$3: expected to list its files again"
-  git_in again write-tree --missing-ok
+  git_in "$1" write-tree --missing-ok
   require_git "$3: expected to hash its tree again"
   [[ "${REPLY}" == "$2" ]] ||
     refuse tree-mismatch "$3: expected the listed files to be tree $2, observed ${REPLY}" "run git fsck in the clone"
-  rm -f -- "${STORE}/again"
 }
 
 # Add a listing to that of the whole checkout, in which a submodule's files stand for its entry: LIST TREE PATH.
@@ -2139,7 +2143,7 @@ add_to_whole() {
   { grep -z '^160000 ' "${STORE}/$1.entries" || :; } >"${paths}"
   if [[ -z "$3" && ! -s "${paths}" ]]; then
     WHOLE_TREE=$2
-    mv -- "${STORE}/$1.entries" "${STORE}/whole.entries"
+    mv -- "${STORE}/$1" "${STORE}/whole"
     return 0
   fi
   if [[ -z "$3" ]]; then
@@ -2156,11 +2160,8 @@ add_to_whole() {
   require_git "tree $2: expected to take its submodules out of the list"
 }
 
-# Leave the entries and the tree of a checkout with submodules as those of a single repo.
+# Leave the tree of a checkout with submodules as that of a single repo.
 finish_whole() {
-  git_in whole ls-files --stage -z
-  require_git "${REPO}: expected a list of all files"
-  mv -- "${WORK}/out" "${STORE}/whole.entries"
   git_in whole write-tree --missing-ok
   require_git "${REPO}: expected a tree of all files"
   WHOLE_TREE=${REPLY}
@@ -2178,9 +2179,9 @@ list_submodules() {
         "commit .gitmodules"
     [[ -z "$1" || -d "$1/modules/${name}/objects" ]] ||
       refuse submodule-missing \
-        "submodule ${place} at ${entry:7:40}: expected it in $1/modules/${name}, observed nothing" \
+        "submodule ${place} at ${entry:14:40}: expected it in $1/modules/${name}, observed nothing" \
         "run git submodule update --init --recursive in the clone"
-    list_commit "${1:+"$1/modules/${name}"}" "${entry:7:40}" "$3${place}/" "submodule ${place}"
+    list_commit "${1:+"$1/modules/${name}"}" "${entry:14:40}" "$3${place}/" "submodule ${place}"
   done <"${STORE}/$4.submodules"
 }
 
@@ -2224,16 +2225,12 @@ list_clone() {
   printf '%s\n' '* -text -eol !crlf -ident -filter !working-tree-encoding -export-subst' >"${STORE}/info/attributes"
 }
 
-# Let the checkout hold exactly the listed files. Those of a kept one are being hashed when this returns.
+# Let the checkout hold exactly the listed files. Those of a kept one are still to be hashed when this returns.
 export_files() {
   INDEX="${KEPT}/index.taken"
   rm -f -- "${INDEX}" "${INDEX}.lock"
   move_checkout
-  if [[ -n "${MOVED}" ]]; then
-    start_proof
-  else
-    make_checkout
-  fi
+  [[ -n "${MOVED}" ]] || make_checkout
   refuse_lfs_pointers
 }
 
@@ -2278,14 +2275,12 @@ find_oddity() {
   [[ "${STATUS}" == 0 ]] || REPLY=${EXPORT}
 }
 
-# Start hashing every file on disk. The index is fresh: no size and no time of a file stands for its bytes.
+# Start hashing every file on disk. The index is that of the listing: no size and no time of a file stands for its bytes.
 # The threshold lets git hash files as they are; larger ones it would also compress along the way.
 start_proof() {
-  rm -f -- "${STORE}/proof"
-  git_in proof update-index -z --index-info <"${STORE}/whole.entries"
-  require_git "${REPO}: expected to list its files for the proof"
+  cp -- "${STORE}/whole" "${STORE}/proof" || no_room
   git_words proof -c core.bigFileThreshold=2047m update-index --refresh
-  env -i "${CHILD_ENV[@]}" nice timeout -k 5 "${BUILD_TIMEOUT}" "${GIT_WORDS[@]}" \
+  env -i "${GIT_ENV[@]}" nice timeout -k 5 "${BUILD_TIMEOUT}" "${GIT_WORDS[@]}" \
     >"${WORK}/proof.out" 2>"${WORK}/proof.err" 3>&- 4>&- 9>&- &
   PROVER=$!
 }
@@ -2344,10 +2339,9 @@ keep_checkout() {
 
 # Stop unless a path, every symbolic link followed, stays in the tree: PATH VARIABLE.
 require_inside() {
-  local real root
-  root=$(readlink -f -- "${EXPORT}")
-  real=$(readlink -m -- "$1") || real=''
-  [[ "${real}" == "${root}" || "${real}" == "${root}/"* ]] ||
+  local root='' real=''
+  { IFS= read -r -d '' root && IFS= read -r -d '' real; } < <(readlink -mz -- "${EXPORT}" "$1") || :
+  [[ -n "${root}" && "${real}/" == "${root}/"* ]] ||
     refuse path-outside \
       "$2: expected a path inside the tree of ${GIT_SHA}, observed one that leads to ${real:-nowhere}" \
       "correct the link"
@@ -2372,18 +2366,30 @@ find_context() {
   done
 }
 
+# Ask the docker client what it is, while git works: `choose_builder` waits for the answers.
+ask_client() {
+  {
+    run_child "${QUICK}" docker --version >"${WORK}/client"
+    run_child "${QUICK}" docker buildx version >/dev/null
+    exit "${STATUS}"
+  } 2>/dev/null 3>&- 4>&- 9>&- &
+  CLIENT=$!
+}
+
 # Leave 1 in REPLY where this host has BuildKit, 0 where only the classic builder is left; METADATA says where buildx
 # writes down what it made.
 choose_builder() {
-  local builder=1
+  local builder=1 client=''
   METADATA=''
-  ask "${QUICK}" docker version --format '{{.Client.Version}}'
-  if [[ "${REPLY}" =~ ^(1[0-9]|2[0-2])\. ]]; then
+  STATUS=0
+  wait "${CLIENT}" || STATUS=$?
+  CLIENT=''
+  IFS= read -r client <"${WORK}/client" || :
+  if [[ "${client}" =~ ^'Docker version '(1[0-9]|2[0-2])\. ]]; then
     # This client's own BuildKit tells no manifest digest, which is the image ID of the containerd image store.
-    ask "${QUICK}" docker info --format '{{.DriverStatus}}'
-    [[ "${REPLY}" != *io.containerd.snapshotter* ]] || builder=0
+    [[ "${IMAGE_STORE}" != *io.containerd.snapshotter* ]] || builder=0
   else
-    ask "${QUICK}" docker buildx version
+    refuse_timeout "${QUICK}" docker buildx version
     [[ "${STATUS}" == 0 ]] || builder=0
     [[ "${STATUS}" != 0 ]] || METADATA="${WORK}/metadata"
   fi
@@ -2405,7 +2411,7 @@ build_image() {
   choose_builder
   builder=${REPLY}
   name_builder_session
-  rm -f -- "${WORK}/iid" "${WORK}/metadata"
+  rm -f -- "${WORK}/iid" "${WORK}/metadata" "${WORK}/lines"
   [[ "${builder}" == 1 ]] || argv+=(--force-rm)
   [[ -z "${METADATA}" ]] || argv+=(--metadata-file "${METADATA}")
   argv=(env "DOCKER_BUILDKIT=${builder}" BUILDX_NO_DEFAULT_ATTESTATIONS=1 "${argv[@]}")
@@ -2421,7 +2427,6 @@ build_image() {
 
 # Build with every line shown as it comes: ARGV.
 run_build() {
-  rm -f -- "${WORK}/lines"
   mkfifo -- "${WORK}/lines"
   tee -- "${WORK}/build.log" <"${WORK}/lines" >&2 3>&- 4>&- 9>&- &
   READERS=("$!")
@@ -2512,7 +2517,7 @@ take_built_image() {
 # Note that this run builds, or what it has built.
 note_run() {
   NOTE="${STATE}/.runs/${RUN_TAG#*:}"
-  { mkdir -p -- "${NOTE%/*}" && printf '%s\n' "${IMAGE_ID}" >>"${NOTE}"; } 2>/dev/null ||
+  { { [[ -d "${NOTE%/*}" ]] || mkdir -- "${NOTE%/*}"; } && printf '%s\n' "${IMAGE_ID}" >>"${NOTE}"; } 2>/dev/null ||
     say "warning: ${NOTE} could not be written: no later run will remove what this one leaves"
 }
 
@@ -2693,8 +2698,10 @@ build_staging() {
 }
 
 build_and_try() {
+  ask_client
   export_files
   build_image
+  [[ -z "${MOVED}" ]] || start_proof # not earlier: it would take processor time from the builder
   recreate_staging
   await_health
   run_check

@@ -91,6 +91,13 @@ GUARDS = [
         ("tests/hook/test_checkout.py",),
     ),
     Guard(
+        "what was built from is hashed after the build",
+        HOOK,
+        '  build_image\n  [[ -z "${MOVED}" ]] || start_proof',
+        '  [[ -z "${MOVED}" ]] || start_proof\n  build_image',
+        ("tests/hook/test_checkout.py::test_what_is_changed_while_it_is_built_is_found",),
+    ),
+    Guard(
         "an LFS pointer is no content",
         HOOK,
         "[[ \"${line}\" != 'version https://git-lfs.github.com/spec/v1'* ]] ||",
@@ -100,16 +107,16 @@ GUARDS = [
     Guard(
         "the commit is read through a store of the run's own",
         HOOK,
-        'GIT_NO_REPLACE_OBJECTS=1 GIT_NO_LAZY_FETCH=1 GIT_OPTIONAL_LOCKS=0\n    "GIT_INDEX_FILE=${index}" git -C '
-        '"${EXPORT}" "--git-dir=${STORE}"',
-        'GIT_NO_LAZY_FETCH=1 GIT_OPTIONAL_LOCKS=0\n    "GIT_INDEX_FILE=${index}" git -C '
-        '"${EXPORT}" "--git-dir=${BUILD_CONTEXT}/.git"',
+        'GIT_NO_REPLACE_OBJECTS=1 GIT_NO_LAZY_FETCH=1 GIT_OPTIONAL_LOCKS=0\n    "GIT_INDEX_FILE=${index}")\n'
+        '  GIT_WORDS=(git -C "${EXPORT}" "--git-dir=${STORE}"',
+        'GIT_NO_LAZY_FETCH=1 GIT_OPTIONAL_LOCKS=0\n    "GIT_INDEX_FILE=${index}")\n'
+        '  GIT_WORDS=(git -C "${EXPORT}" "--git-dir=${BUILD_CONTEXT}/.git"',
         (fault("replace refs for a file and for the commit"),),
     ),
     Guard(
         "a submodule is taken at the commit that is recorded",
         HOOK,
-        '    list_commit "${1:+"$1/modules/${name}"}" "${entry:7:40}" ',
+        '    list_commit "${1:+"$1/modules/${name}"}" "${entry:14:40}" ',
         '    list_commit "${1:+"$1/modules/${name}"}" "$(git --git-dir="$1/modules/${name}" rev-parse HEAD)" ',
         (fault("the submodule is checked out at another commit than recorded"),),
     ),
@@ -131,7 +138,7 @@ GUARDS = [
     Guard(
         "links of the commit stay in its tree",
         HOOK,
-        '[[ "${real}" == "${root}" || "${real}" == "${root}/"* ]] ||',
+        '[[ -n "${root}" && "${real}/" == "${root}/"* ]] ||',
         "true ||",
         (fault("a link in the commit leads the build to the host's files"),),
     ),

@@ -61,6 +61,9 @@ def answer(state: State, tool: str, argv: list[str]) -> int:
     """Do what the call asks, print what the real program would print, and return its status."""
     if tool == "curl":
         return probe(state, argv[-1])
+    if argv == ["--version"]:
+        print(f"Docker version {state['client']}, build 0123456")
+        return 0
     words = [word for word in argv if not word.startswith("-")]
     group = " ".join(words[:2])
     if words[0] == "compose":
@@ -69,12 +72,8 @@ def answer(state: State, tool: str, argv: list[str]) -> int:
         return build(state, argv)
     if words[0] == "import":
         return import_image(state, argv)
-    status = state["driver_status"] if "{{.DriverStatus}}" in argv else state["engine_id"]
-    if "{{.Plugins.Log}}" in argv[-1]:
-        status += f" {state['log_drivers']}"
-    simple = {"info": status, "version": state["client"]}
-    if words[0] in simple:
-        print(simple[words[0]])
+    if words[0] == "info":
+        print(info(state, argv[-1]))
         return 0
     actions = {
         "image inspect": inspect_image,
@@ -91,6 +90,14 @@ def answer(state: State, tool: str, argv: list[str]) -> int:
         "buildx version": lambda *_: 0 if state["buildx"] else fail("unknown command: docker buildx"),
     }
     return int(actions[group](state, argv) or 0) if group in actions else 99
+
+
+def info(state: State, template: str) -> str:
+    """Return what the engine says about itself, for a template of the fields that it knows."""
+    fields = {"ID": "engine_id", "Plugins.Log": "log_drivers", "DriverStatus": "driver_status"}
+    for field, key in fields.items():
+        template = template.replace("{{." + field + "}}", state[key])
+    return template
 
 
 def fail(text: str, status: int = 1) -> int:
@@ -146,9 +153,13 @@ def option(argv: list[str], name: str) -> list[str]:
 
 
 def build(state: State, argv: list[str]) -> int:
-    """Keep a copy of the context, and pretend an image whose ID follows from the arguments."""
+    """Keep a copy of the context, meddled with or not, and pretend an image whose ID follows from the arguments."""
     import shutil
 
+    for path, text in state["meddling"].items():
+        with open(os.path.join(argv[-1], path), "w") as file:
+            file.write(text)
+    state["meddling"] = {}
     shutil.rmtree(state["context"], ignore_errors=True)
     shutil.copytree(argv[-1], state["context"], symlinks=True)
     state["dockerfile"] = os.path.relpath(option(argv, "--file")[0], argv[-1])

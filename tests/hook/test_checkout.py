@@ -128,11 +128,11 @@ def test_nobody_else_can_enter_and_nothing_is_inherited_from_the_compose_folder(
 # --- what others do to it ---------------------------------------------------------------------------------------------
 
 
-def edit_in_secret(tree: Path) -> None:
-    """Change bytes; size and time stay."""
-    before = (tree / "a").stat()
-    (tree / "a").write_bytes(b"EVIL!\n")
-    os.utime(tree / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
+def edit_in_secret(tree: Path, path: str = "a") -> None:
+    """Change bytes of a file that has six; size and time stay."""
+    before = (tree / path).stat()
+    (tree / path).write_bytes(b"EVIL!\n")
+    os.utime(tree / path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def replace_in_secret(tree: Path) -> None:
@@ -246,6 +246,28 @@ def test_no_record_stands_for_the_bytes(moving: PretendedHost) -> None:
     builds = [call for call in moving.calls if call.startswith("docker build --")]
     assert len(builds) == 3
     assert_right(moving)
+
+
+def test_no_record_stands_for_the_bytes_of_a_submodule(moving: PretendedHost, tmp_path: Path) -> None:
+    library = Clone(tmp_path / "library")
+    library.commit({"x": b"inner\n"})
+    moving.clone.git("submodule", "add", "--quiet", str(library.path), "library")
+    moving.clone.commit({})
+    built(moving)
+    edit_in_secret(kept(moving) / "tree", "library/x")
+    believe(moving, "library/x")
+    outcome = moving.staging()
+    assert outcome.verdict == (0, "built")
+    assert "was changed by somebody (library/x: needs update); doing it again from nothing" in outcome.stderr
+    assert (moving.context / "library/x").read_bytes() == b"inner\n"
+
+
+def test_what_is_changed_while_it_is_built_is_found(moving: PretendedHost) -> None:
+    moving.set(meddling={"a": "EVIL!\n"})
+    outcome = moving.staging()
+    assert outcome.verdict == (0, "built")
+    assert "was changed by somebody (a: needs update); doing it again from nothing" in outcome.stderr
+    assert (moving.context / "a").read_bytes() == FILES["a"]
 
 
 def test_nothing_is_tagged_before_the_bytes_are_proven(moving: PretendedHost) -> None:
