@@ -377,6 +377,8 @@ class TargetRun:
     def lease(self) -> Lease:
         """The lock of the host for this run, once no other run has it; every later call of the hook passes with it."""
         lease = self._asked
+        with suppress(ImagefreshError):
+            _ = self.build  # the commit's own word, in the time that the host takes; what is wrong is told by `build`
         with self.run.progress.follow(self.target.name, begins=False) as steps:
             lease.await_grant(on_line=partial(self._listen, steps))
         self._held = lease
