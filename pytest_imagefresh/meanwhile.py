@@ -1,4 +1,4 @@
-"""What goes on beside something longer. The only place where this package runs its own work in threads."""
+"""What is read, or asked of the hook, beside something longer."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -268,7 +268,7 @@ class GateRun:
 class TargetRun:
     """One target of a run."""
 
-    def __init__(self, run: GateRun, target: Target, links: Collection[Link] = ()) -> None:
+    def __init__(self, run: GateRun, target: Target, links: Set[Link] = frozenset()) -> None:
         """`links` are those that this run is going to prove: what they ask of the hook is asked early."""
         self.run = run
         self.target = target
@@ -410,7 +410,7 @@ class TargetRun:
         with self._sent() as pack:
             report = self._call("--build-staging", variables, _build_bound(self.settings), stdin=pack)
         if report.ok:
-            self._ask_about(ImageId(report.image_id))
+            self._ask_about(report)
         if report.container_id:
             self._learn_secrets(self.engine.read_container(report.container_id))
         self.check = report.check
@@ -422,26 +422,26 @@ class TargetRun:
         if Link.SELF_TEST in self._links:
             self._ask_ahead("--self-test", self._self_test_variables())
 
-    def _ask_about(self, image_id: ImageId) -> None:
-        """Ask the hook ahead what the tests are going to ask of it, all at once."""
+    def _ask_about(self, built: HookReport) -> None:
+        """Ask the hook ahead what the tests are going to ask about the new image, all at once."""
         revision = self.anchor.revision
-        expected = {
-            Link.ACCEPTS: revision.hex,
-            Link.REFUSES_WRONG: revision.other().hex,
-            Link.REFUSES_EMPTY: "",
-        }
-        for link, each in expected.items():
-            if link in self._links:
-                self._ask_ahead("--verify", self._promotion(each, image_id))
+        expected = {Link.ACCEPTS: revision.hex, Link.REFUSES_WRONG: revision.other().hex, Link.REFUSES_EMPTY: ""}
+        # A hook may say anything; what it said is judged elsewhere.
+        with suppress(EvidenceError):
+            image_id = ImageId(built.image_id)
+            for link, each in expected.items():
+                if link in self._links:
+                    self._ask_ahead("--verify", self._promotion(each, image_id))
 
     def _ask_ahead(self, mode: str, variables: dict[str, str]) -> None:
         """Begin a call that changes nothing; the first `_call` with the same mode and variables takes its answer.
 
-        It knows the token of the lease but not the lease: whatever becomes of it, its test asks again.
+        It knows the token of the lease but not the lease: whatever becomes of it, its test asks again, and tells.
         """
-        lease = {} if self._held is None else {"LEASE": self._held.token}
         timeout = _look_bound(self.settings)
-        self._ahead[_name(mode, variables)] = self.run.ask(mode, {**variables, **lease}, timeout=timeout)
+        with suppress(EvidenceError):
+            lease = {} if self._held is None else {"LEASE": self._held.token}
+            self._ahead[_name(mode, variables)] = self.run.ask(mode, {**variables, **lease}, timeout=timeout)
 
     def _require_compose_of_the_host(self) -> None:
         """Raise Refused where the branch could change the host's compose file, which may mount anything."""

@@ -98,7 +98,7 @@ class GateSession:
     def target_run(self, target: Target) -> TargetRun:
         """Return the run of one target; the same one every time."""
         if target.name not in self._runs:
-            self._runs[target.name] = TargetRun(self.run, target, self._links.get(target.name, ()))
+            self._runs[target.name] = TargetRun(self.run, target, self._links.get(target.name, frozenset()))
         return self._runs[target.name]
 
     # Which tests, in which order, on which worker.
