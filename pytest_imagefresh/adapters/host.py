@@ -92,8 +92,12 @@ class LocalHost:
         stdin: Sent = b"",
         on_line: Callable[[str], None] | None = None,
     ) -> Completed:
-        """Run a program on this machine, in a clean environment."""
-        return command.run(argv, timeout=timeout, stdin=stdin, on_line=on_line, over=self._over)
+        """Run a program on this machine, in a clean environment. Who interrupts it ends what other threads run, too."""
+        try:
+            return command.run(argv, timeout=timeout, stdin=stdin, on_line=on_line, over=self._over)
+        except KeyboardInterrupt:
+            self._over.set()
+            raise
 
     def start(self, argv: Sequence[str]) -> Dialogue:
         """Start a program on this machine, in a clean environment."""

@@ -291,9 +291,9 @@ GUARDS = [
     ),
     Guard(
         "what was begun ahead ends with the run",
-        "pytest_imagefresh/adapters/host.py",
-        "        self._over.set()\n",
-        "        self._over.clear()\n",
+        "pytest_imagefresh/adapters/command.py",
+        "if self._over is not None and self._over.is_set():",
+        "if self._over is not None and self._over is None:",
         ("tests/plugin/test_interruption.py",),
     ),
     Guard(
