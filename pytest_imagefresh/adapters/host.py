@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -81,6 +82,7 @@ class LocalHost:
 
     def __init__(self, host: settings.Host) -> None:
         self._engine_socket = socket_path(host.docker_host)
+        self._over = threading.Event()
 
     def run(
         self,
@@ -90,8 +92,12 @@ class LocalHost:
         stdin: Sent = b"",
         on_line: Callable[[str], None] | None = None,
     ) -> Completed:
-        """Run a program on this machine, in a clean environment."""
-        return command.run(argv, timeout=timeout, stdin=stdin, on_line=on_line)
+        """Run a program on this machine, in a clean environment. Who interrupts it ends what other threads run, too."""
+        try:
+            return command.run(argv, timeout=timeout, stdin=stdin, on_line=on_line, over=self._over)
+        except KeyboardInterrupt:
+            self._over.set()
+            raise
 
     def start(self, argv: Sequence[str]) -> Dialogue:
         """Start a program on this machine, in a clean environment."""
@@ -121,7 +127,8 @@ class LocalHost:
             shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Do nothing: a local host holds nothing."""
+        """End what another thread still runs; a local host holds nothing else."""
+        self._over.set()
 
 
 def _write_executable(path: Path, content: bytes) -> str:

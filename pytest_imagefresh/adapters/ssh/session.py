@@ -38,8 +38,8 @@ from pytest_imagefresh.core.errors import EvidenceError
 
 # sshd allows 10 sessions per connection (MaxSessions) and refuses further ones; ours wait instead.
 # One more is for the lease, as long as the run lasts.
-_ENGINE_SESSIONS = 6
-_RUN_SESSIONS = 3
+_ENGINE_SESSIONS = 4
+_RUN_SESSIONS = 5
 _POLL_SECONDS = 0.1
 _RETRY_SECONDS = 0.02
 _CONNECT_FAILED = 2
