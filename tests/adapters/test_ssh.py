@@ -942,7 +942,7 @@ def test_sessions_that_are_all_in_use_are_told_so(
     with Sshd(tmp_path / "sshd", options=["AllowStreamLocalForwarding no"]) as server, contextlib.ExitStack() as stack:
         use_home(monkeypatch, server)
         host = stack.enter_context(contextlib.closing(connect_to_engine(server, engine, settings.Timeouts(inspect=3))))
-        for _ in range(6):
+        for _ in range(4):
             stack.callback(stack.enter_context(contextlib.closing(client_for(host))).events().close)
         with pytest.raises(docker.errors.DockerException, match="every session is in use"):
             client_for(host)
