@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from pytest_imagefresh.core.errors import ImagefreshError
+from pytest_imagefresh.core.errors import ImagefreshError, NotStarted
 
 _Value = TypeVar("_Value")
 
@@ -19,6 +18,7 @@ class Meanwhile(Generic[_Value]):
         self._read = read
         self._thread: threading.Thread | None = None
         self._values: list[_Value] = []
+        self._error: ImagefreshError | None = None
 
     def start(self) -> None:
         """Begin to read; to begin twice is to begin once."""
@@ -27,16 +27,27 @@ class Meanwhile(Generic[_Value]):
             self._thread = threading.Thread(target=self._try, name="imagefresh-meanwhile", daemon=True)
             self._thread.start()
 
-    def wait(self, seconds: float | None = None) -> bool:
-        """Wait for the end of what was begun, for some seconds at most; return whether it brought something."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait for the end of what was begun, for some seconds at most."""
         if self._thread is not None:
             self._thread.join(seconds)
+
+    def came(self) -> bool:
+        """Wait, and return whether it brought something; not where the host could not start it beside something else.
+
+        Raises whatever else went wrong: a second try must not hide a first one.
+        """
+        self.wait()
+        if self._error is not None and not isinstance(self._error, NotStarted):
+            raise self._error
         return bool(self._values)
 
     def result(self) -> _Value:
-        """Return what was read. What did not come is read again: a host may allow one program at a time only."""
-        return self._values[0] if self.wait() else self._read()
+        """Return what was read. What was not started is read now."""
+        return self._values[0] if self.came() else self._read()
 
     def _try(self) -> None:
-        with contextlib.suppress(ImagefreshError):
+        try:
             self._values.append(self._read())
+        except ImagefreshError as error:
+            self._error = error

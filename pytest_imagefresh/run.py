@@ -436,7 +436,7 @@ class TargetRun:
     def _ask_ahead(self, mode: str, variables: dict[str, str]) -> None:
         """Begin a call that changes nothing; the first `_call` with the same mode and variables takes its answer.
 
-        It knows the token of the lease but not the lease: whatever becomes of it, its test asks again, and tells.
+        What goes wrong is told by that call, which asks again only where the host could not start this one.
         """
         timeout = _look_bound(self.settings)
         with suppress(EvidenceError):
@@ -622,7 +622,7 @@ class TargetRun:
             with (_SILENT if mode in _LOOKS else self.run.progress).follow(self.target.name) as steps:
                 listen, lease = partial(self._listen, steps), self._held
                 ahead = self._ahead.pop(_name(mode, variables), None)
-                if ahead is None or not ahead.wait():
+                if ahead is None or not ahead.came():
                     return self.run.hook.call(mode, variables, timeout=bound, stdin=stdin, on_line=listen, lease=lease)
                 report, lines = ahead.result()
                 for line in lines:

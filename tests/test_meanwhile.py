@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pytest_imagefresh.core.errors import EvidenceError
+from pytest_imagefresh.core.errors import EvidenceError, NotStarted
 from pytest_imagefresh.meanwhile import Meanwhile
 
 
@@ -23,13 +23,13 @@ def test_the_reading_runs_beside_and_only_once() -> None:
     assert (reading.result(), threads) == (1, ["imagefresh-meanwhile"])
 
 
-def test_what_did_not_come_or_was_not_begun_is_read_at_the_end() -> None:
+def test_what_was_not_started_or_not_begun_is_read_at_the_end() -> None:
     tries: list[str] = []
 
     def read_second_time() -> str:
         tries.append("try")
         if len(tries) == 1:
-            raise EvidenceError("every session is in use")
+            raise NotStarted("every session is in use")
         return "read"
 
     reading = Meanwhile(read_second_time)
@@ -38,11 +38,17 @@ def test_what_did_not_come_or_was_not_begun_is_read_at_the_end() -> None:
     assert Meanwhile(read_second_time).result() == "read"
 
 
-def test_what_never_comes_is_an_error_at_the_end() -> None:
-    def fail() -> str:
-        raise EvidenceError("gone")
+def test_what_went_wrong_is_told_and_not_tried_again() -> None:
+    tries: list[str] = []
 
-    reading = Meanwhile(fail)
+    def fail_once() -> str:
+        tries.append("try")
+        if len(tries) == 1:
+            raise EvidenceError("gone")
+        return "read"
+
+    reading = Meanwhile(fail_once)
     reading.start()
     with pytest.raises(EvidenceError, match="gone"):
         reading.result()
+    assert len(tries) == 1

@@ -326,7 +326,7 @@ def test_a_compose_folder_that_the_branch_can_change_is_refused(gate_folder: Gat
 ASKED = """
 import threading
 from collections import Counter
-from pytest_imagefresh.core.errors import EvidenceError
+from pytest_imagefresh.core.errors import NotStarted
 from pytest_imagefresh.plugin import GATE
 from tests.fakes import FakeHook
 
@@ -336,7 +336,7 @@ FAILS_AHEAD, FAILS, call = {fails_ahead!r}, {fails!r}, FakeHook.call
 def fail(self, mode, variables, **more):
     begun_ahead = threading.current_thread() is not threading.main_thread()
     if mode in (FAILS_AHEAD if begun_ahead else FAILS):
-        raise EvidenceError("every session is in use")
+        raise NotStarted("every session is in use")
     return call(self, mode, variables, **more)
 
 
@@ -374,14 +374,14 @@ def test_the_hook_is_asked_what_the_tests_need_and_once(
     assert ended.says(f"asked: {asked}$"), ended
 
 
-def test_what_is_not_answered_ahead_is_asked_again_in_its_own_test(gate_folder: GateFolder) -> None:
+def test_what_is_not_started_ahead_is_asked_in_its_own_test(gate_folder: GateFolder) -> None:
     watch_hook(gate_folder, fails_ahead=("--self-test", "--verify"))
     ended = gate_folder.gate("-s", "-p", "asked")
     assert ended.status == 0, ended
     assert ended.says("asked: 1 --build-staging 1 --lease 1 --self-test 4 --verify$"), ended
 
 
-def test_what_is_never_answered_is_an_error_of_its_own_test(gate_folder: GateFolder) -> None:
+def test_what_is_never_started_is_an_error_of_its_own_test(gate_folder: GateFolder) -> None:
     watch_hook(gate_folder, fails_ahead=("--self-test",), fails=("--self-test",))
     ended = gate_folder.gate("-p", "asked")
     assert ended.status == 11, ended
