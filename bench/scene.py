@@ -28,10 +28,6 @@ docker exec "$CONTAINER" python3 scripts/staging_check.py --mode stub
 """
 """What a person does who trusts everything."""
 
-_WITHOUT_OURS = ("-p", "no:hypothesispytest")
-"""Leaves out what only our own tests need: at the end of every session it imports the whole of hypothesis."""
-_PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *_WITHOUT_OURS, "-c", "pytest.ini")
-
 LARGE_MB, SMALL_MB = 500, 50
 _FILE_KB = 100
 _FILES_PER_FOLDER = 100
@@ -75,7 +71,7 @@ class Scene:
 
         def gate() -> None:
             self._commit()
-            ended = self._pipelines[name].gate("-q", *_WITHOUT_OURS)
+            ended = self._pipelines[name].gate("-q")
             if ended.status != 0:
                 raise RuntimeError(f"gate {name}: expected exit 0, observed {ended}")
 
@@ -86,8 +82,9 @@ class Scene:
         test = f"{ROOT}/gates/test_provenance.py"
 
         def again() -> None:
+            words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "pytest.ini", test, "-k", "carries"]
             named = ["--repo", self._copy.name, "--branch", self._copy.branch, "--gate-reuse"]
-            ended = self._pipelines[name].run(*_PYTEST, test, "-k", "carries", *named)
+            ended = self._pipelines[name].run(sys.executable, *words, *named)
             if ended.status != 0:
                 raise RuntimeError(f"{name}, one test again: expected exit 0, observed {ended}")
 
@@ -102,7 +99,8 @@ class Scene:
         self._empty_test()
 
     def _empty_test(self, *options: str) -> None:
-        run([*_PYTEST, *options], cwd=self._empty, env=clean_environment())
+        words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "pytest.ini", *options]
+        run([sys.executable, *words], cwd=self._empty, env=clean_environment())
 
     def _commit(self) -> None:
         # One changed file, as usual: its layer is built, those before it are there.

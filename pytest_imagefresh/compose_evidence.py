@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from dotenv import dotenv_values
 
@@ -14,11 +17,39 @@ from pytest_imagefresh.adapters.compose import read_service
 from pytest_imagefresh.adapters.host import Host
 from pytest_imagefresh.core import settings
 from pytest_imagefresh.core.compose import ComposeEvidence, compare_services, secret_variables, service_of
-from pytest_imagefresh.core.errors import EvidenceError, Refused
+from pytest_imagefresh.core.errors import EvidenceError, ImagefreshError, Refused
 from pytest_imagefresh.core.masking import Masker
+
+_Value = TypeVar("_Value")
 
 # One round trip: the configuration in JSON, a NUL byte, and the .env that it was resolved with.
 _READ = 'docker compose "$@" config --format json && printf "\\0" && { [ ! -f .env ] || cat .env; }'
+
+
+class Meanwhile(Generic[_Value]):
+    """Something that is read in a thread of its own while something longer is waited for."""
+
+    def __init__(self, read: Callable[[], _Value]) -> None:
+        self._read = read
+        self._thread: threading.Thread | None = None
+        self._values: list[_Value] = []
+
+    def start(self) -> None:
+        """Begin to read; to begin twice is to begin once."""
+        if self._thread is None:
+            # A daemon: who interrupts the run does not wait for it.
+            self._thread = threading.Thread(target=self._try, name="imagefresh-meanwhile", daemon=True)
+            self._thread.start()
+
+    def result(self) -> _Value:
+        """Return what was read. What did not come is read again: a host may allow one program at a time only."""
+        if self._thread is not None:
+            self._thread.join()
+        return self._values[0] if self._values else self._read()
+
+    def _try(self) -> None:
+        with contextlib.suppress(ImagefreshError):
+            self._values.append(self._read())
 
 
 @dataclass(frozen=True)

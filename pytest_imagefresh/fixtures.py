@@ -250,8 +250,8 @@ def hook(target_run: TargetRun) -> AskHook:
 
 
 @pytest.fixture(scope="session")
-def self_test(target_run: TargetRun, rebuild: HookReport | None) -> HookReport:  # noqa: ARG001
-    """What the installed hook says of its own refusals; it was asked while staging was rebuilt."""
+def self_test(target_run: TargetRun, lease: Lease | None) -> HookReport:  # noqa: ARG001
+    """What the installed hook says of its own refusals."""
     return target_run.self_test()
 
 

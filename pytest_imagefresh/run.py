@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from pytest_imagefresh.adapters.hook import LOCK_SECONDS, InstalledHook, Lease, 
 from pytest_imagefresh.adapters.host import Host, connect
 from pytest_imagefresh.adapters.http import read_answer
 from pytest_imagefresh.adapters.records import new_run_id
-from pytest_imagefresh.compose_evidence import HostCompose, compare_with_commit, read_host_compose
+from pytest_imagefresh.compose_evidence import HostCompose, Meanwhile, compare_with_commit, read_host_compose
 from pytest_imagefresh.core.chain import Link
 from pytest_imagefresh.core.compose import ComposeEvidence
 from pytest_imagefresh.core.content import Content, Place
@@ -58,7 +58,6 @@ from pytest_imagefresh.core.tap import TapSummary
 from pytest_imagefresh.core.unchanged import folders_in_doubt
 from pytest_imagefresh.core.verdict import Verdict, check_anchor, check_production_untouched, check_same_container
 from pytest_imagefresh.image_content import read_image_content
-from pytest_imagefresh.meanwhile import Meanwhile
 from pytest_imagefresh.observed_engine import ObservedEngine
 
 _STEP = "imagefresh: step: "
@@ -74,9 +73,6 @@ _LOOKS_PER_CALL = 20
 """How many bounded looks at engine and lock one call of the hook takes at most, beside its long steps."""
 
 _HOOK_CALLS_PER_GATE = 9
-
-_END_SECONDS = 10.0
-"""How long a call of the hook that nobody waits for any more may take to end with its connection."""
 
 
 class Steps(Protocol):
@@ -138,10 +134,6 @@ class once(Generic[_Value]):
         return value
 
 
-Answered = tuple[HookReport, list[str]]
-"""What a call of the hook brought, and what it said meanwhile."""
-
-
 class GateRun:
     """What all targets of one run share: settings, branch, run ID, and one connection to the Docker host."""
 
@@ -169,7 +161,6 @@ class GateRun:
         self._anchors: dict[str, Anchor] = {}
         self._lease: tuple[str, Lease] | None = None
         self._given_back: set[str] = set()
-        self._asked: list[Meanwhile[Answered]] = []
 
     @once
     def host(self) -> Host:
@@ -247,32 +238,17 @@ class GateRun:
             self.settings, RepoName(repo), self.branch, rootdir=self.rootdir, gate_revision=self.gate_revision
         )
 
-    def ask(self, mode: str, variables: dict[str, str], *, timeout: float) -> Meanwhile[Answered]:
-        """Begin a call of the hook that changes nothing, and go on; `timeout` is in seconds."""
-        asked = Meanwhile(partial(self._ask, mode, variables, timeout))
-        self._asked.append(asked)
-        asked.start()
-        return asked
-
-    def _ask(self, mode: str, variables: dict[str, str], timeout: float) -> Answered:
-        lines: list[str] = []
-        return self.hook.call(mode, variables, timeout=timeout, on_line=lines.append), lines
-
     def close(self) -> None:
-        """End every connection, and with it what was begun and not waited for; remove what was sent to the host."""
+        """End every connection and remove what was sent to the host."""
         self._open.close()
-        for asked in self._asked:
-            asked.wait(_END_SECONDS)
 
 
 class TargetRun:
     """One target of a run."""
 
-    def __init__(self, run: GateRun, target: Target, links: Set[Link] = frozenset()) -> None:
-        """`links` are those that this run is going to prove: what they ask of the hook is asked early."""
+    def __init__(self, run: GateRun, target: Target) -> None:
         self.run = run
         self.target = target
-        self._links = links
         clone = run.clone(target.repo)
         self._clone_on_host = clone_on_host(run.settings, target.repo) or str(clone)
         here = str(clone) if self._clone_on_host == SENT else self._clone_on_host
@@ -291,10 +267,7 @@ class TargetRun:
         """What the build itself said."""
         self.compose: ComposeEvidence | None = None
         """The host's compose configuration beside the commit's, once staging was rebuilt."""
-        self._begin: Callable[[], None] | None = None
-        """What is begun with the next word of the hook."""
-        self._ahead: dict[str, Meanwhile[Answered]] = {}
-        """The calls of the hook that were begun ahead."""
+        self._meanwhile: Meanwhile[tuple[HostCompose, ComposeEvidence]] | None = None
         self._building = False
         self.unbilled_seconds = 0.0
         """How long the rebuild took, where its own test was not the one that waited for it."""
@@ -377,8 +350,6 @@ class TargetRun:
     def lease(self) -> Lease:
         """The lock of the host for this run, once no other run has it; every later call of the hook passes with it."""
         lease = self._asked
-        with suppress(ImagefreshError):
-            _ = self.build  # the commit's own word, in the time that the host takes; what is wrong is told by `build`
         with self.run.progress.follow(self.target.name, begins=False) as steps:
             lease.await_grant(on_line=partial(self._listen, steps))
         self._held = lease
@@ -404,44 +375,15 @@ class TargetRun:
         # What was there before is observed before anything changes.
         _ = self.production_before, self.container_before
         self._learn_secrets(self.container_before)
-        reading = Meanwhile(self._compare_compose)
         # With the hook's first word its session is open: on a host that allows only one, the hook comes first.
-        self._begin = partial(self._begin_beside_the_build, reading)
+        reading = self._meanwhile = Meanwhile(self._compare_compose)
         with self._sent() as pack:
             report = self._call("--build-staging", variables, _build_bound(self.settings), stdin=pack)
-        if report.ok:
-            self._ask_about(report)
         if report.container_id:
             self._learn_secrets(self.engine.read_container(report.container_id))
         self.check = report.check
         self._keep_compose(reading, may_be_unknown=self.restricted or not report.ok)
         return report
-
-    def _begin_beside_the_build(self, reading: Meanwhile[tuple[HostCompose, ComposeEvidence]]) -> None:
-        reading.start()
-        if Link.SELF_TEST in self._links:
-            self._ask_ahead("--self-test", self._self_test_variables())
-
-    def _ask_about(self, built: HookReport) -> None:
-        """Ask the hook ahead what the tests are going to ask about the new image, all at once."""
-        revision = self.anchor.revision
-        expected = {Link.ACCEPTS: revision.hex, Link.REFUSES_WRONG: revision.other().hex, Link.REFUSES_EMPTY: ""}
-        # A hook may say anything; what it said is judged elsewhere.
-        with suppress(EvidenceError):
-            image_id = ImageId(built.image_id)
-            for link, each in expected.items():
-                if link in self._links:
-                    self._ask_ahead("--verify", self._promotion(each, image_id))
-
-    def _ask_ahead(self, mode: str, variables: dict[str, str]) -> None:
-        """Begin a call that changes nothing; the first `_call` with the same mode and variables takes its answer.
-
-        What goes wrong is told by that call, which asks again only where the host could not start this one.
-        """
-        timeout = _look_bound(self.settings)
-        with suppress(EvidenceError):
-            lease = {} if self._held is None else {"LEASE": self._held.token}
-            self._ahead[_name(mode, variables)] = self.run.ask(mode, {**variables, **lease}, timeout=timeout)
 
     def _require_compose_of_the_host(self) -> None:
         """Raise Refused where the branch could change the host's compose file, which may mount anything."""
@@ -492,10 +434,8 @@ class TargetRun:
 
     def self_test(self) -> HookReport:
         """Let the installed hook prove on its host that it refuses what it must refuse."""
-        return self._call("--self-test", self._self_test_variables(), _look_bound(self.settings))
-
-    def _self_test_variables(self) -> dict[str, str]:
-        return self_test_variables(self.target, self.settings, run_id=self.run.run_id)
+        variables = self_test_variables(self.target, self.settings, run_id=self.run.run_id)
+        return self._call("--self-test", variables, _look_bound(self.settings))
 
     def last_looks(self) -> dict[Link, Verdict]:
         """Look once more at what may have changed since; nothing where staging never came so far."""
@@ -621,21 +561,14 @@ class TargetRun:
             # A call that changes nothing is over in a moment: its steps are not worth a line each.
             with (_SILENT if mode in _LOOKS else self.run.progress).follow(self.target.name) as steps:
                 listen, lease = partial(self._listen, steps), self._held
-                ahead = self._ahead.pop(_name(mode, variables), None)
-                if ahead is None or not ahead.came():
-                    return self.run.hook.call(mode, variables, timeout=bound, stdin=stdin, on_line=listen, lease=lease)
-                report, lines = ahead.result()
-                for line in lines:
-                    listen(line)
-                return report
+                return self.run.hook.call(mode, variables, timeout=bound, stdin=stdin, on_line=listen, lease=lease)
         finally:
             self.call_seconds[mode] = time.monotonic() - started
 
     def _listen(self, steps: Steps, line: str) -> None:
         """Keep one line of the hook's speech; tell an announced step from the output of its commands."""
-        begin, self._begin = self._begin, None
-        if begin is not None:
-            begin()
+        if self._meanwhile is not None:
+            self._meanwhile.start()
         line = self.run.mask(line)
         self.hook_log.append(line)
         if line.startswith(_STEP):
@@ -645,11 +578,6 @@ class TargetRun:
             if self._building:
                 self.build_log.append(line)
             steps.line(line)
-
-
-def _name(mode: str, variables: Mapping[str, str]) -> str:
-    """Return what tells one call of the hook from another."""
-    return repr((mode, sorted(variables.items())))
 
 
 def _look_bound(settings: Settings) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import sys
 from argparse import Namespace
@@ -58,8 +57,6 @@ def start(config: pytest.Config, asked: Namespace) -> GateSession:
     config.pluginmanager.register(session.interruption, "imagefresh-interruption")
     session.interruption.signals.handle(config.add_cleanup)
     config.pluginmanager.register(fixtures, "imagefresh-fixtures")
-    # What was imported stays: pytest looks for garbage at the end, again and again, and need not search it each time.
-    gc.freeze()
     return session
 
 
@@ -88,8 +85,6 @@ class GateSession:
         self._seconds: dict[str, float] = {}
         self._runs: dict[str, TargetRun] = {}
         self._homes: dict[str, set[str]] = {}
-        self._links: dict[str, set[Link]] = {}
-        """Target -> the links that the tests of this session are going to prove."""
 
     def _targets(self, repo: str) -> tuple[Target, ...]:
         self.run.clone(repo)
@@ -98,7 +93,7 @@ class GateSession:
     def target_run(self, target: Target) -> TargetRun:
         """Return the run of one target; the same one every time."""
         if target.name not in self._runs:
-            self._runs[target.name] = TargetRun(self.run, target, self._links.get(target.name, frozenset()))
+            self._runs[target.name] = TargetRun(self.run, target)
         return self._runs[target.name]
 
     # Which tests, in which order, on which worker.
@@ -178,16 +173,9 @@ class GateSession:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(gate_bound(self.configuration.settings) + _BACKSTOP_SECONDS))
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Keep in mind what the tests that are left are going to prove."""
-        for item in session.items:
-            target, link = _target_of(item), link_of(item)
-            if target is not None and link is not None:
-                self._links.setdefault(target.name, set()).add(link)
-
     def _run_of(self, item: pytest.Item) -> TargetRun | None:
-        target = _target_of(item)
-        return self.target_run(target) if target is not None else None
+        target = item.callspec.params.get("target") if hasattr(item, "callspec") else None
+        return self.target_run(target) if isinstance(target, Target) else None
 
     def pytest_deselected(self, items: Iterable[pytest.Item]) -> None:
         """Keep in mind which gate tests were left out."""
@@ -494,11 +482,6 @@ class GateSession:
         """End the connection to the host, unless a verdict is still to be asked for over it."""
         if workers.is_worker(self.config) or self.final_status != 0 or self.partial:
             self.run.close()
-
-
-def _target_of(item: pytest.Item) -> Target | None:
-    target = item.callspec.params.get("target") if hasattr(item, "callspec") else None
-    return target if isinstance(target, Target) else None
 
 
 def _make_run(config: pytest.Config, configuration: Configuration, progress: TerminalProgress) -> GateRun:

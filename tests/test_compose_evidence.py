@@ -1,13 +1,14 @@
-"""What is read of the host's compose folder, and what it teaches the masker."""
+"""What is read of the host's compose folder, in a thread of its own, and what it teaches the masker."""
 
 from __future__ import annotations
 
 import hashlib
+import threading
 
 import pytest
 
 from pytest_imagefresh.adapters.command import Completed
-from pytest_imagefresh.compose_evidence import HostCompose, compare_with_commit, read_host_compose
+from pytest_imagefresh.compose_evidence import HostCompose, Meanwhile, compare_with_commit, read_host_compose
 from pytest_imagefresh.core.errors import EvidenceError
 from pytest_imagefresh.core.masking import Masker
 from pytest_imagefresh.core.settings import Host, default_target
@@ -64,3 +65,41 @@ def test_a_commit_without_compose_file_is_said_to_have_none() -> None:
     evidence = compare_with_commit(HostCompose(TEXT, b""), {"README": b""}, SHOP, "/srv/shop", timeout=5)
     assert evidence.sentence() == "the commit has no compose file; staging runs as the host's own says"
     assert evidence.sha256 == hashlib.sha256(TEXT).hexdigest()
+
+
+def test_the_reading_runs_beside_and_only_once() -> None:
+    threads: list[str] = []
+
+    def read_once() -> int:
+        threads.append(threading.current_thread().name)
+        return len(threads)
+
+    reading = Meanwhile(read_once)
+    reading.start()
+    reading.start()
+    assert (reading.result(), threads) == (1, ["imagefresh-meanwhile"])
+
+
+def test_what_did_not_come_or_was_not_begun_is_read_at_the_end() -> None:
+    tries: list[str] = []
+
+    def read_second_time() -> str:
+        tries.append("try")
+        if len(tries) == 1:
+            raise EvidenceError("every session is in use")
+        return "read"
+
+    reading = Meanwhile(read_second_time)
+    reading.start()
+    assert (reading.result(), len(tries)) == ("read", 2)
+    assert Meanwhile(read_second_time).result() == "read"
+
+
+def test_what_never_comes_is_an_error_at_the_end() -> None:
+    def fail() -> str:
+        raise EvidenceError("gone")
+
+    reading = Meanwhile(fail)
+    reading.start()
+    with pytest.raises(EvidenceError, match="gone"):
+        reading.result()

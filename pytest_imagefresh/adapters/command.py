@@ -29,8 +29,6 @@ _CHUNK = 65536
 _INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MESSAGE_LIMIT = 200
 
-_Problem = Literal["", "timeout", "held", "over"]
-
 _INHERITED = (
     "PATH",
     "HOME",
@@ -131,29 +129,25 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: Sent = b"",
     on_line: Callable[[str], None] | None = None,
-    over: threading.Event | None = None,
 ) -> Completed:
     """Run a program to its end and return its exit status, whatever it is, and its output.
 
     `timeout` is in seconds. `env` None means `clean_environment()`. `on_line` gets each line of standard error as it
-    comes. The program runs in a session of its own; when it takes too long, another thread sets `over`, or anything
-    interrupts this call, its whole process group is ended. What it leaves behind with its output redirected is left
-    alone, as a shell would leave it.
-    Raises EvidenceError when the program cannot be started, does not end in time, is over, or leaves its output open.
+    comes. The program runs in a session of its own; when it takes too long, or anything interrupts this call, its whole
+    process group is ended. What it leaves behind with its output redirected is left alone, as a shell would leave it.
+    Raises EvidenceError when the program cannot be started, does not end in time, or leaves its output open.
     """
     deadline = time.monotonic() + timeout
     with contextlib.ExitStack() as stack:
         with _signals_held():
             process = _start(argv, cwd, clean_environment() if env is None else env, bool(stdin))
             stack.enter_context(_ended_when_interrupted(process))
-        exchange = _Exchange(process, stdin, LineFeed(on_line), over)
+        exchange = _Exchange(process, stdin, LineFeed(on_line))
         problem = exchange.run(deadline)
         if problem == "timeout":
             raise EvidenceError(timeout_message(argv, timeout, bytes(exchange.stderr)))
         if problem == "held":
             raise EvidenceError(held_message(argv))
-        if problem == "over":
-            raise EvidenceError(f"'{describe(argv)}' was expected to end before the run did; it was stopped")
         return Completed(tuple(argv), process.returncode, bytes(exchange.stdout), bytes(exchange.stderr))
 
 
@@ -296,17 +290,14 @@ def _read(pipe: IO[bytes] | None) -> bytes:
 class _Exchange:
     """Feed standard input and read both outputs at the same time, so that neither side can block the other."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], stdin: Sent, lines: LineFeed, over: threading.Event | None
-    ) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], stdin: Sent, lines: LineFeed) -> None:
         self.stdout = bytearray()
         self.stderr = bytearray()
         self._process = process
         self._unsent = memoryview(stdin)
         self._lines = lines
-        self._over = over
 
-    def run(self, deadline: float) -> _Problem:
+    def run(self, deadline: float) -> Literal["", "timeout", "held"]:
         """Return "" when the program has ended and everything it wrote is read, else what went wrong."""
         with selectors.DefaultSelector() as selector:
             self._register(selector)
@@ -330,7 +321,7 @@ class _Exchange:
             os.set_blocking(process.stdin.fileno(), False)
             selector.register(process.stdin, selectors.EVENT_WRITE)
 
-    def _pump(self, selector: selectors.BaseSelector, deadline: float) -> _Problem:
+    def _pump(self, selector: selectors.BaseSelector, deadline: float) -> Literal["", "timeout", "held"]:
         """Move bytes until every pipe is closed."""
         alive = time.monotonic()
         while selector.get_map():
@@ -339,8 +330,6 @@ class _Exchange:
                 return "timeout"
             if now - alive >= HELD_SECONDS:
                 return "held"
-            if self._over is not None and self._over.is_set():
-                return "over"
             events = selector.select(min(_POLL_SECONDS, deadline - now))
             for key, _ in events:
                 self._move(selector, key)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -82,7 +81,6 @@ class LocalHost:
 
     def __init__(self, host: settings.Host) -> None:
         self._engine_socket = socket_path(host.docker_host)
-        self._over = threading.Event()
 
     def run(
         self,
@@ -92,12 +90,8 @@ class LocalHost:
         stdin: Sent = b"",
         on_line: Callable[[str], None] | None = None,
     ) -> Completed:
-        """Run a program on this machine, in a clean environment. Who interrupts it ends what other threads run, too."""
-        try:
-            return command.run(argv, timeout=timeout, stdin=stdin, on_line=on_line, over=self._over)
-        except KeyboardInterrupt:
-            self._over.set()
-            raise
+        """Run a program on this machine, in a clean environment."""
+        return command.run(argv, timeout=timeout, stdin=stdin, on_line=on_line)
 
     def start(self, argv: Sequence[str]) -> Dialogue:
         """Start a program on this machine, in a clean environment."""
@@ -127,8 +121,7 @@ class LocalHost:
             shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
-        """End what another thread still runs; a local host holds nothing else."""
-        self._over.set()
+        """Do nothing: a local host holds nothing."""
 
 
 def _write_executable(path: Path, content: bytes) -> str:

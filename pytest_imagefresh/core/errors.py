@@ -18,9 +18,5 @@ class EvidenceError(ImagefreshError):
     """We could not find out: engine down, connection lost, timeout. Exit status 11; an error in the reports."""
 
 
-class NotStarted(EvidenceError):
-    """The host took no further program just now, so that nothing was asked: who asks again asks for the first time."""
-
-
 class ConfigError(ImagefreshError):
     """The operator asked wrongly: unknown repo, empty branch, bad settings. Exit status 4."""

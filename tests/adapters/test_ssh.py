@@ -942,7 +942,7 @@ def test_sessions_that_are_all_in_use_are_told_so(
     with Sshd(tmp_path / "sshd", options=["AllowStreamLocalForwarding no"]) as server, contextlib.ExitStack() as stack:
         use_home(monkeypatch, server)
         host = stack.enter_context(contextlib.closing(connect_to_engine(server, engine, settings.Timeouts(inspect=3))))
-        for _ in range(4):
+        for _ in range(6):
             stack.callback(stack.enter_context(contextlib.closing(client_for(host))).events().close)
         with pytest.raises(docker.errors.DockerException, match="every session is in use"):
             client_for(host)
@@ -1026,7 +1026,7 @@ def test_only_the_hosts_own_engine_is_examined(ssh: str, address: str) -> None:
 def test_a_local_host_never_pays_for_ssh() -> None:
     code = (
         "import sys; from pytest_imagefresh.adapters.host import connect; from pytest_imagefresh.core import settings; "
-        "connect(settings.Host(), settings.Timeouts()); print('paramiko.transport' in sys.modules)"
+        "connect(settings.Host(), settings.Timeouts()); print('paramiko' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(route.__file__).parents[3])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, timeout=60)

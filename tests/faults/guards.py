@@ -283,20 +283,6 @@ GUARDS = [
         ("tests/plugin/test_gate.py",),
     ),
     Guard(
-        "an answer that came ahead is that of the same question",
-        "pytest_imagefresh/run.py",
-        "    return repr((mode, sorted(variables.items())))\n",
-        "    return mode\n",
-        ("tests/plugin/test_gate.py",),
-    ),
-    Guard(
-        "what was begun ahead ends with the run",
-        "pytest_imagefresh/adapters/command.py",
-        "if self._over is not None and self._over.is_set():",
-        "if self._over is not None and self._over is None:",
-        ("tests/plugin/test_interruption.py",),
-    ),
-    Guard(
         "a way that is forbidden is no silence",
         "pytest_imagefresh/pause.py",
         "    run.run.host.require_reached()\n",

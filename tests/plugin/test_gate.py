@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
@@ -321,77 +320,3 @@ def test_a_compose_folder_that_the_branch_can_change_is_refused(gate_folder: Gat
     assert ended.status == 1
     assert ended.says("lies in the worktree of branch work, expected a folder that no branch can change")
     assert "--build-staging" not in ended.output
-
-
-ASKED = """
-import threading
-from collections import Counter
-from pytest_imagefresh.core.errors import NotStarted
-from pytest_imagefresh.plugin import GATE
-from tests.fakes import FakeHook
-
-FAILS_AHEAD, FAILS, call = {fails_ahead!r}, {fails!r}, FakeHook.call
-
-
-def fail(self, mode, variables, **more):
-    begun_ahead = threading.current_thread() is not threading.main_thread()
-    if mode in (FAILS_AHEAD if begun_ahead else FAILS):
-        raise NotStarted("every session is in use")
-    return call(self, mode, variables, **more)
-
-
-FakeHook.call = fail
-
-
-def pytest_sessionfinish(session):
-    modes = Counter(mode for mode, _ in session.config.stash[GATE].run.hook.world.calls)
-    print("asked:", *(f"{{modes[mode]}} {{mode}}" for mode in sorted(modes)))
-"""
-
-
-def watch_hook(folder: GateFolder, *, fails_ahead: Sequence[str] = (), fails: Sequence[str] = ()) -> None:
-    """Let sessions tell how often which mode of the hook answered; some modes fail, begun ahead or at their turn."""
-    (folder.path / "asked.py").write_text(ASKED.format(fails_ahead=fails_ahead, fails=fails))
-
-
-@pytest.mark.parametrize(
-    ("options", "asked"),
-    [
-        ((), "1 --build-staging 1 --lease 1 --self-test 4 --verify"),
-        (("--gate-partial", "-k", "carries"), "1 --build-staging 1 --lease"),
-        (("--gate-partial", "-k", "wrong"), "1 --build-staging 1 --lease 1 --verify"),
-        (("--gate-partial", "-k", "self_test"), "1 --build-staging 1 --lease 1 --self-test"),
-        (("--gate-reuse", "-k", "wrong"), "1 --verify"),
-    ],
-    ids=str,
-)
-def test_the_hook_is_asked_what_the_tests_need_and_once(
-    gate_folder: GateFolder, options: Sequence[str], asked: str
-) -> None:
-    watch_hook(gate_folder)
-    ended = gate_folder.gate("-s", "-p", "asked", *options)
-    assert ended.status == 0, ended
-    assert ended.says(f"asked: {asked}$"), ended
-
-
-def test_what_is_not_started_ahead_is_asked_in_its_own_test(gate_folder: GateFolder) -> None:
-    watch_hook(gate_folder, fails_ahead=("--self-test", "--verify"))
-    ended = gate_folder.gate("-s", "-p", "asked")
-    assert ended.status == 0, ended
-    assert ended.says("asked: 1 --build-staging 1 --lease 1 --self-test 4 --verify$"), ended
-
-
-def test_what_is_never_started_is_an_error_of_its_own_test(gate_folder: GateFolder) -> None:
-    watch_hook(gate_folder, fails_ahead=("--self-test",), fails=("--self-test",))
-    ended = gate_folder.gate("-p", "asked")
-    assert ended.status == 11, ended
-    assert ended.says("^ERROR .*test_hook_passes_its_self_test"), ended
-    assert ended.says("16 passed, .*1 error"), ended
-
-
-def test_what_is_said_ahead_stands_in_the_log_at_its_turn(gate_folder: GateFolder) -> None:
-    assert gate_folder.gate().status == 0
-    log = next((gate_folder.path / ".imagefresh" / "shop").glob("*/shop/hook.log")).read_text()
-    told = [line for line in log.splitlines() if line.startswith("===")]
-    assert told == ["=== --build-staging", *["=== --verify"] * 4, "=== --self-test"]
-    assert log.split("=== --self-test\n")[1].startswith("imagefresh: step: ")

@@ -33,7 +33,7 @@ NOTHING = "INTERRUPTED: no rebuild was under way; run the gate again"
 
 
 class Interrupted:
-    """A gate folder whose hook is a real script that never comes to its end, neither of a build nor of a self-test."""
+    """A gate folder whose hook is a real script that never comes to its end."""
 
     def __init__(self, folder: GateFolder, on_term: str) -> None:
         self.folder = folder
@@ -45,9 +45,7 @@ class Interrupted:
             f"if [[ $1 == --lease ]]; then echo '{GRANT}'; cat >/dev/null; exit; fi\n"
             f"trap '{on_term}' TERM\n"
             "sleep 300 &\n"
-            f"echo $$ $! >>{self.pids}\n"
-            "echo 'imagefresh: step: taking the turn' >&2\n"
-            f"until [[ $(wc -l <{self.pids}) == 2 ]]; do sleep 0.05; done\n"
+            f"echo $$ $! >{self.pids}\n"
             "echo 'imagefresh: step: building shop' >&2\n"
             "while true; do wait; done\n"
         )

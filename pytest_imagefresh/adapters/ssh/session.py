@@ -34,12 +34,12 @@ from pytest_imagefresh.adapters.ssh.forward import Dial, FarEnd, Forward, OneReq
 from pytest_imagefresh.adapters.ssh.known_hosts import read_known_hosts
 from pytest_imagefresh.adapters.ssh.route import resolve
 from pytest_imagefresh.core import settings
-from pytest_imagefresh.core.errors import EvidenceError, NotStarted
+from pytest_imagefresh.core.errors import EvidenceError
 
 # sshd allows 10 sessions per connection (MaxSessions) and refuses further ones; ours wait instead.
 # One more is for the lease, as long as the run lasts.
-_ENGINE_SESSIONS = 4
-_RUN_SESSIONS = 5
+_ENGINE_SESSIONS = 6
+_RUN_SESSIONS = 3
 _POLL_SECONDS = 0.1
 _RETRY_SECONDS = 0.02
 _CONNECT_FAILED = 2
@@ -210,7 +210,7 @@ class SshHost:
         while not slots.acquire(timeout=_POLL_SECONDS):
             self._require_open()
             if time.monotonic() >= deadline:
-                raise NotStarted(
+                raise EvidenceError(
                     f"ssh host {self.name}: every session is in use, expected a free one within {seconds:g} s; "
                     "close clients that are not needed"
                 )
@@ -230,7 +230,7 @@ class SshHost:
         try:
             return _start_patiently(self._connections[-1], line, seconds)
         except FOREIGN_ERRORS as error:
-            raise NotStarted(
+            raise EvidenceError(
                 f"ssh host {self.name}: '{describe(argv)}' could not be started within {seconds:g} s: "
                 f"{reason(error)}; check the connection, and MaxSessions in sshd_config"
             ) from error
