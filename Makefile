@@ -57,7 +57,7 @@ mutants: venv ## each guard taken out in a copy of the tree: the tests must noti
 	$(PYTHON) -m tests.faults.mutants
 
 engines: venv ## a gate and a promotion on other engines and builders (Debian 12, root); a table, and JSON in .engines/
-	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables ps=procps
+	scripts/need.sh git=git curl=curl flock=util-linux ip=iproute2 iptables=iptables
 	scripts/engine.sh up
 	$(PYTHON) -m tests.engines
 

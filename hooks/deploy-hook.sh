@@ -4632,11 +4632,9 @@ tell_status() {
   describe_service "${PROD_SERVICE}"
   SITUATION="\"production\":[${REPLY}]"
   runs=${RUNNING}
-  REPLY=''
-  [[ -z "${PROD_PROXY}" ]] || describe_service "${PROD_PROXY}"
+  describe_service "${PROD_PROXY}"
   SITUATION+=",\"proxy\":[${REPLY}]"
-  REPLY=''
-  [[ -z "${TARGET_SERVICE}" ]] || describe_service "${TARGET_SERVICE}"
+  describe_service "${TARGET_SERVICE}"
   SITUATION+=",\"staging\":[${REPLY}]"
   describe_tags
   describe_kept
@@ -4659,10 +4657,12 @@ situate() {
   SITUATION+=",${REPLY}"
 }
 
-# Leave in REPLY what every container of a service is, and in RUNNING the image IDs of those that run: SERVICE.
+# Leave in REPLY what every container of a service is, and in RUNNING the image IDs of those that run; nothing where there
+# is no such service: SERVICE.
 describe_service() {
   local id list='' ids=()
-  RUNNING=''
+  REPLY='' RUNNING=''
+  [[ -n "$1" ]] || return 0
   find_containers "$1"
   ids=("${FOUND[@]}")
   for id in "${ids[@]}"; do

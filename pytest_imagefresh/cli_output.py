@@ -104,10 +104,8 @@ def status_table(reports: Reports) -> Table:
         seen = report.situation
         verified = "by break-glass" if seen.break_glass else "yes" if seen.verified else "NO"
         frozen = f"by {seen.frozen.who}" if seen.frozen else "no"
-        places = [("production", seen.production), ("staging", seen.staging)]
-        if run.target.prod.is_proxied:
-            places.insert(1, ("proxy", seen.proxy))
-        for where, containers in places:
+        proxy = (("proxy", seen.proxy),) if run.target.prod.is_proxied else ()
+        for where, containers in (("production", seen.production), *proxy, ("staging", seen.staging)):
             last = (verified, frozen) if where == "production" else ("", "")
             rows = [
                 (

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.conftest import MakeOrchestrator
-from tests.crash.matrix import Matrix, Row
+from tests.crash.matrix import Matrix, Record, Row
 from tests.hook.harness import RealHost
 from tests.support import ROOT
 
@@ -64,7 +64,7 @@ def _render(rows: list[Row], width: int) -> str:
 
 
 @pytest.fixture
-def record(record_property: Callable[[str, object], None]) -> Callable[[Iterator[Row]], None]:
+def record(record_property: Callable[[str, object], None]) -> Record:
     """A function that takes rows as they come, and keeps each for the table."""
 
     def take(rows: Iterator[Row]) -> None:

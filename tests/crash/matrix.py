@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ class Row:
     """The command of the hook at which it happened."""
     seen: str
     """How the call ended, and how its recovery did."""
+
+
+Record = Callable[[Iterator[Row]], None]
+"""Takes rows as they come."""
 
 
 class Matrix:
@@ -147,6 +151,8 @@ class Matrix:
         if outcome is not None:
             assert outcome.status in (0, 1, 3, 11), outcome.stderr
             assert self.journal.exists() is False
+        if outcome is not None and outcome.status == 0:  # before a stranger's call could make it true
+            assert self.running() == [outcome.image_id], outcome.stderr
         if foreign:
             self.foreign("up", "--detach", SERVICE)
             assert set(self.running()) <= {self.old, self.new}

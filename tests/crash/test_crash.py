@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeOrchestrator
-from tests.crash.matrix import MOST, SERVICE, Matrix, ProxiedMatrix, Row
+from tests.crash.matrix import MOST, SERVICE, Matrix, ProxiedMatrix, Record, Row
 from tests.hook.crash import KILL_HOOK, KILL_SESSION, MOMENTS, Point, send
 from tests.hook.harness import Outcome
 from tests.hook.proxied import ProxiedHost
 from tests.support import run
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(3600)]
-
-Record = Callable[[Iterator[Row]], None]
 
 
 @pytest.mark.parametrize("mode", ["--promote", "--rollback"])

@@ -13,15 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.matrix import Matrix, ProxiedMatrix, Row
+from tests.crash.matrix import Matrix, ProxiedMatrix, Record, Row
 from tests.hook.crash import Point
 from tests.hook.harness import RealHost
 from tests.hook.proxied import ProxiedHost
 from tests.support import ROOT, Engine, Orchestrator, clean_environment, run
 
 pytestmark = [pytest.mark.crash, pytest.mark.root, pytest.mark.docker, pytest.mark.timeout(1200)]
-
-Record = Callable[[Iterator[Row]], None]
 
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET of sched.h
 
