@@ -216,7 +216,7 @@ reset_state() {
   # What is decided on; see DECISION. SIGNERS_UID must own the file of those who may sign.
   declare -gA POLICY=() POLICIES=() FACT=() SIGNED=()
   POLICED='' POLICY_NAMES=() CLAIMS=() SIGNERS_UID=0 LEDGER=''
-  IMAGE_STORE='' LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' CLIENT='' MOVED='' AGAIN='' PRECHECKING=''
+  IMAGE_STORE='' LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' CLIENT='' RESOLVER='' MOVED='' AGAIN='' PRECHECKING=''
   # Of a proxy: its container while it runs, where it answers, its workers; the image that was started beside production, the
   # containers that were there before that, and the one that was started.
   PROXY_ID='' PROXY_ADDRESS='' PROXY_STARTED='' WORKERS='' BESIDE='' STANDING='' RAISED=''
@@ -396,7 +396,7 @@ exit_status() {
 tidy_up_engine() {
   local child
   [[ -z "${WATCHER}" ]] || kill -TERM "${WATCHER}" 2>/dev/null
-  for child in ${CHILD} ${PROVER} ${CLIENT}; do
+  for child in ${CHILD} ${PROVER} ${CLIENT} ${RESOLVER}; do
     kill -TERM "${child}" 2>/dev/null
     wait "${child}" 2>/dev/null
   done
@@ -1554,17 +1554,32 @@ heed_caller() {
 
 # Resolve the host's own compose files once, all profiles, into $WORK/compose.json. ARGV: nothing, or env with a pin.
 resolve_compose() {
+  ask_compose "$@"
+  take_compose
+}
+
+# Ask compose for it, while something else is done: `take_compose` waits for the answer.
+ask_compose() {
   # Where there is none, compose would take one of a folder above.
   [[ -f compose.yaml || -f compose.yml || -f docker-compose.yaml || -f docker-compose.yml ]] ||
     grep -qs '^COMPOSE_FILE=' .env ||
     refuse compose-missing "${COMPOSE_DIR}: expected a compose file, observed none" \
       "COMPOSE_DIR names the folder of compose.yaml"
-  ask "${QUICK}" "$@" docker compose --profile '*' config --format json
+  env -i "${CHILD_ENV[@]}" timeout -k 5 "${QUICK}" "$@" docker compose --profile '*' config --format json \
+    >"${WORK}/compose.json" 2>"${WORK}/compose.err" 3>&- 4>&- 9>&- &
+  RESOLVER=$!
+}
+
+take_compose() {
+  STATUS=0
+  wait "${RESOLVER}" || STATUS=$?
+  RESOLVER=''
+  refuse_timeout "${QUICK}" docker compose config
   if [[ "${STATUS}" != 0 ]]; then
+    mv -- "${WORK}/compose.err" "${WORK}/err"
     error_line
     blame compose-invalid "${COMPOSE_DIR}: expected a valid compose file, observed: ${REPLY}" "correct it"
   fi
-  cp -- "${WORK}/out" "${WORK}/compose.json"
   COMPOSE_SHA256=$(sha256sum <"${WORK}/compose.json")
   COMPOSE_SHA256=${COMPOSE_SHA256%% *}
   parse_compose "${WORK}/compose.json"
@@ -2217,7 +2232,7 @@ list_clone() {
   else
     find_git_dir "${BUILD_CONTEXT}"
   fi
-  step export "exporting commit ${GIT_SHA} out of ${REPLY:-what the caller sent}"
+  step list "listing commit ${GIT_SHA} of ${REPLY:-what the caller sent}"
   list_commit "${REPLY}" "${GIT_SHA}" '' "${REPO}"
   LISTED_TREE=${REPLY}
   [[ -n "${WHOLE_TREE}" ]] || finish_whole
@@ -2681,13 +2696,15 @@ build_staging() {
   refuse_claimed_staging
   prepare_host
   take_lock "${BUILD_WAIT}"
-  step compose 'resolving the compose files'
   refuse_promoted
-  resolve_compose
+  ask_compose
+  list_clone
+  step compose 'resolving the compose files'
+  take_compose
   refuse_production_services
   refuse_foreign_port "${TARGET_PORT}" "${TARGET_SERVICE}"
   refuse_foreign_container
-  list_clone
+  step export "exporting commit ${GIT_SHA}"
   build_and_try
   require_context
   step tag "tagging ${TARGET_IMAGE}"
