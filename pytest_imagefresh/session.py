@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from argparse import Namespace
@@ -57,6 +58,8 @@ def start(config: pytest.Config, asked: Namespace) -> GateSession:
     config.pluginmanager.register(session.interruption, "imagefresh-interruption")
     session.interruption.signals.handle(config.add_cleanup)
     config.pluginmanager.register(fixtures, "imagefresh-fixtures")
+    # What was imported stays: pytest looks for garbage at the end, again and again, and need not search it each time.
+    gc.freeze()
     return session
 
 
