@@ -29,3 +29,5 @@ def _import_later(name: str) -> None:
 # an ssh_config alone: together half of the time that importing docker-py takes, in every run on this machine.
 _import_later("invoke")
 _import_later("paramiko")
+# tap.py imports yaml for the diagnostics of a check that speaks TAP.
+_import_later("yaml")

@@ -20,9 +20,16 @@ def test_a_library_that_nothing_uses_is_not_loaded(module: str) -> None:
     assert python(script) == "False"
 
 
-def test_a_run_on_this_machine_loads_no_ssh() -> None:
-    script = "import sys, pytest_imagefresh.session; print('paramiko.transport' in sys.modules)"
+@pytest.mark.parametrize("library", ["paramiko.transport", "yaml.reader"])
+def test_a_session_on_this_machine_loads_no_library_before_its_time(library: str) -> None:
+    script = f"import sys, pytest_imagefresh.session; print('{library}' in sys.modules)"
     assert python(script) == "False"
+
+
+def test_diagnostics_of_a_check_are_read_all_the_same() -> None:
+    tap = "TAP version 13\\n1..1\\nok 1\\n  ---\\n  a: 1\\n  ...\\n"
+    script = "import pytest_imagefresh.session; from tap.parser import Parser"
+    assert python(f"{script}; print([*Parser().parse_text('{tap}')][-1].yaml_block)") == "{'a': 1}"
 
 
 @pytest.mark.parametrize(
