@@ -100,16 +100,16 @@ def subjects(scene: Scene, large: Context, small: Context, gap: Gap, proxied: Ga
         ),
         Subject(Measured(folder, note=f"{LARGE_MB} MB, one file changed, as it lies there"), large.bare),
         Subject(
-            Measured("build, hook", base=folder, ratio_budget=1.15, note="the same; its steps export and build"),
-            large.hook("export", "build"),
+            Measured("build, hook", base=folder, ratio_budget=1.15, note="the same, less what compose takes alone"),
+            large.hook_beside_compose(),
         ),
         Subject(
             Measured("build, hook, proven", base=folder, note="and what is left of its step proof, settle 0"),
-            large.hook("export", "build", "proof"),
+            large.hook_beside_compose("proof"),
         ),
         Subject(
             Measured("export, from nothing", budget=1.0, note=f"{SMALL_MB} MB, every file written and hashed"),
-            small.hook("export", afresh=True),
+            small.hook("list", "export", afresh=True),
         ),
         Subject(
             Measured(silence, note=f"no answer to {RATE} requests a second while .env is written and compose up"),
