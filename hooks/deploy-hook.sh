@@ -198,7 +198,8 @@ reset_state() {
   # "before" production changed, "swapping" it, or "rolling-back": decides what a refusal means. "asking": that of a subshell.
   PHASE='before'
   CONCLUDED='' STEP='' STEP_START=0 FAILURE=''
-  # What tidy_up has to undo.
+  # What tidy_up has to undo. BEGUN: the processes of commands that work beside others, by name.
+  declare -gA BEGUN=()
   WORK='' CHILD='' READERS=() RUN_TAG='' CHECKING='' HOLDER='' PIN_DRAFT='' WATCHER='' NOTE=''
   # Of --lease: its token, and since when it is held and the caller was last heard, in milliseconds.
   TOKEN='' LEASED=0 HEARD=0
@@ -216,7 +217,7 @@ reset_state() {
   # What is decided on; see DECISION. SIGNERS_UID must own the file of those who may sign.
   declare -gA POLICY=() POLICIES=() FACT=() SIGNED=()
   POLICED='' POLICY_NAMES=() CLAIMS=() SIGNERS_UID=0 LEDGER=''
-  IMAGE_STORE='' LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' PROVER='' CLIENT='' RESOLVER='' MOVED='' AGAIN='' PRECHECKING=''
+  IMAGE_STORE='' LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' MOVED='' AGAIN='' PRECHECKING=''
   # Of a proxy: its container while it runs, where it answers, its workers; the image that was started beside production, the
   # containers that were there before that, and the one that was started.
   PROXY_ID='' PROXY_ADDRESS='' PROXY_STARTED='' WORKERS='' BESIDE='' STANDING='' RAISED=''
@@ -396,7 +397,7 @@ exit_status() {
 tidy_up_engine() {
   local child
   [[ -z "${WATCHER}" ]] || kill -TERM "${WATCHER}" 2>/dev/null
-  for child in ${CHILD} ${PROVER} ${CLIENT} ${RESOLVER}; do
+  for child in ${CHILD} "${BEGUN[@]}"; do
     kill -TERM "${child}" 2>/dev/null
     wait "${child}" 2>/dev/null
   done
@@ -480,6 +481,23 @@ ask() {
   read_reply
 }
 
+# Begin a command that changes nothing, and go on: NAME SECONDS ARGV. `await NAME` waits for its end; what it prints lies in
+# $WORK/NAME then, and $WORK/NAME.err.
+begin() {
+  local name=$1 limit=$2
+  shift 2
+  env -i "${CHILD_ENV[@]}" timeout -k 5 "${limit}" "$@" \
+    >"${WORK}/${name}" 2>"${WORK}/${name}.err" 3>&- 4>&- 9>&- &
+  BEGUN[${name}]=$!
+}
+
+# NAME. Leaves its status in STATUS; 124 and 137 mean that the time ran out.
+await() {
+  STATUS=0
+  wait "${BEGUN[$1]}" || STATUS=$?
+  unset -v "BEGUN[$1]"
+}
+
 # Run a command that changes the host: it inherits the lock, which stays taken as long as it works.
 change() {
   heed_lease
@@ -531,9 +549,9 @@ one_line() {
   REPLY=${REPLY:0:400}
 }
 
-# Leave the last line that a command wrote to standard error in REPLY.
+# Leave the last line that a command wrote to standard error in REPLY: FILE of $WORK, that of the last one by default.
 error_line() {
-  REPLY=$(sed '/^[[:space:]]*$/d' "${WORK}/err" | tail -n 1)
+  REPLY=$(sed '/^[[:space:]]*$/d' "${WORK}/${1-err}" | tail -n 1)
   one_line "${REPLY:-no message}"
 }
 
@@ -1558,31 +1576,30 @@ resolve_compose() {
   take_compose
 }
 
-# Ask compose for it, while something else is done: `take_compose` waits for the answer.
+# Ask compose for it, and go on.
 ask_compose() {
   # Where there is none, compose would take one of a folder above.
   [[ -f compose.yaml || -f compose.yml || -f docker-compose.yaml || -f docker-compose.yml ]] ||
     grep -qs '^COMPOSE_FILE=' .env ||
     refuse compose-missing "${COMPOSE_DIR}: expected a compose file, observed none" \
       "COMPOSE_DIR names the folder of compose.yaml"
-  env -i "${CHILD_ENV[@]}" timeout -k 5 "${QUICK}" "$@" docker compose --profile '*' config --format json \
-    >"${WORK}/compose.json" 2>"${WORK}/compose.err" 3>&- 4>&- 9>&- &
-  RESOLVER=$!
+  begin compose.json "${QUICK}" "$@" docker compose --profile '*' config --format json
 }
 
 take_compose() {
-  STATUS=0
-  wait "${RESOLVER}" || STATUS=$?
-  RESOLVER=''
-  refuse_timeout "${QUICK}" docker compose config
-  if [[ "${STATUS}" != 0 ]]; then
-    mv -- "${WORK}/compose.err" "${WORK}/err"
-    error_line
-    blame compose-invalid "${COMPOSE_DIR}: expected a valid compose file, observed: ${REPLY}" "correct it"
-  fi
+  await_compose compose.json 'a valid compose file'
   COMPOSE_SHA256=$(sha256sum <"${WORK}/compose.json")
   COMPOSE_SHA256=${COMPOSE_SHA256%% *}
   parse_compose "${WORK}/compose.json"
+}
+
+# NAME EXPECTED
+await_compose() {
+  await "$1"
+  refuse_timeout "${QUICK}" docker compose config
+  [[ "${STATUS}" != 0 ]] || return 0
+  error_line "$1.err"
+  blame compose-invalid "${COMPOSE_DIR}: expected $2, observed: ${REPLY}" "correct it"
 }
 
 # Leave PROJECT and the SERVICE_* tables. The JSON is Compose's own, one value per line, indented by two spaces.
@@ -1960,20 +1977,25 @@ refuse_production_services() {
     refuse service-not-in-profile \
       "service ${TARGET_SERVICE}: expected it in profile ${COMPOSE_PROFILE}, observed profiles:${profiles:- none}" \
       "correct the compose file"
-  ask "${QUICK}" docker compose --project-name "${PROJECT}" --project-directory "${COMPOSE_DIR}" \
-    -f "${WORK}/compose.json" config --services
-  if [[ "${STATUS}" != 0 ]]; then
-    error_line
-    blame compose-invalid "${COMPOSE_DIR}: expected a compose file that is valid without profiles, observed: ${REPLY}" \
-      "correct it"
-  fi
-  [[ $'\n'"${REPLY}"$'\n' != *$'\n'"${TARGET_SERVICE}"$'\n'* ]] ||
-    refuse service-without-profile \
-      "service ${TARGET_SERVICE}: expected it to need a profile, observed that a plain compose up starts it" \
-      "give it a profile, and take that out of COMPOSE_PROFILES"
   for service in "${!SERVICE_IMAGE[@]}"; do
     [[ "${service}" == "${TARGET_SERVICE}" ]] || refuse_shared_with "${service}"
   done
+}
+
+# Ask compose what a plain `up` starts, and go on.
+ask_default_services() {
+  begin services "${QUICK}" docker compose --project-name "${PROJECT}" --project-directory "${COMPOSE_DIR}" \
+    -f "${WORK}/compose.json" config --services
+}
+
+refuse_default_service() {
+  local services
+  await_compose services 'a compose file that is valid without profiles'
+  services=$(<"${WORK}/services")
+  [[ $'\n'"${services}"$'\n' != *$'\n'"${TARGET_SERVICE}"$'\n'* ]] ||
+    refuse service-without-profile \
+      "service ${TARGET_SERVICE}: expected it to need a profile, observed that a plain compose up starts it" \
+      "give it a profile, and take that out of COMPOSE_PROFILES"
 }
 
 # SERVICE: another one of the compose files.
@@ -1992,6 +2014,12 @@ refuse_shared_with() {
       "give staging a port of its own"
 }
 
+# Ask who bears staging's name, and go on.
+ask_owner() {
+  begin owner "${QUICK}" docker container ls --all --no-trunc --filter "name=^/${STAGING_CONTAINER//./\\.}\$" \
+    --format '{{.Label "com.docker.compose.project"}}|{{.Label "com.docker.compose.service"}}'
+}
+
 # The name must be the one that compose will give, and must not be borne by a stranger now.
 refuse_foreign_container() {
   local planned=${SERVICE_CONTAINER[${TARGET_SERVICE}]} owner
@@ -1999,13 +2027,14 @@ refuse_foreign_container() {
     refuse container-name \
       "STAGING_CONTAINER: expected ${planned}, the name in the compose file, observed ${STAGING_CONTAINER}" \
       "make them agree"
-  ask "${QUICK}" docker container ls --all --no-trunc --filter "name=^/${STAGING_CONTAINER//./\\.}\$" \
-    --format '{{.Label "com.docker.compose.project"}}|{{.Label "com.docker.compose.service"}}'
+  await owner
+  refuse_timeout "${QUICK}" docker container ls
   if [[ "${STATUS}" != 0 ]]; then
-    error_line
+    error_line owner.err
     blame container-list "container ${STAGING_CONTAINER}: expected a list, observed: ${REPLY}" "look at the engine"
   fi
-  owner=${REPLY:-${PROJECT}|${TARGET_SERVICE}}
+  owner=$(<"${WORK}/owner")
+  owner=${owner:-${PROJECT}|${TARGET_SERVICE}}
   [[ "${owner}" == "${PROJECT}|${TARGET_SERVICE}" ]] ||
     refuse container-foreign \
       "container ${STAGING_CONTAINER}: expected it to belong to ${PROJECT}|${TARGET_SERVICE}, observed ${owner}" \
@@ -2240,18 +2269,10 @@ list_clone() {
   printf '%s\n' '* -text -eol !crlf -ident -filter !working-tree-encoding -export-subst' >"${STORE}/info/attributes"
 }
 
-# Let the checkout hold exactly the listed files. Those of a kept one are still to be hashed when this returns.
-export_files() {
-  INDEX="${KEPT}/index.taken"
-  rm -f -- "${INDEX}" "${INDEX}.lock"
-  move_checkout
-  [[ -n "${MOVED}" ]] || make_checkout
-  refuse_lfs_pointers
-}
-
-# Move the kept checkout, if the last run left one. Sets MOVED where it looks right.
+# Move the kept checkout, if the last run left one. Sets MOVED where it looks right; its files are still to be hashed.
 move_checkout() {
-  MOVED=''
+  INDEX="${KEPT}/index.taken"
+  [[ ! -e "${INDEX}" && ! -e "${INDEX}.lock" ]] || rm -f -- "${INDEX}" "${INDEX}.lock"
   mv -f -- "${KEPT}/index" "${INDEX}" 2>/dev/null || return 0
   git_in "${INDEX}" clean -ffdxq # before: git would find files through a link in a folder's place
   [[ "${STATUS}" != 0 ]] || write_files
@@ -2295,22 +2316,19 @@ find_oddity() {
 start_proof() {
   cp -- "${STORE}/whole" "${STORE}/proof" || no_room
   git_words proof -c core.bigFileThreshold=2047m update-index --refresh
-  env -i "${GIT_ENV[@]}" nice timeout -k 5 "${BUILD_TIMEOUT}" "${GIT_WORDS[@]}" \
-    >"${WORK}/proof.out" 2>"${WORK}/proof.err" 3>&- 4>&- 9>&- &
-  PROVER=$!
+  local CHILD_ENV=("${GIT_ENV[@]}") # what begin gives its command
+  begin proof "${BUILD_TIMEOUT}" nice "${GIT_WORDS[@]}"
 }
 
 # Leave in REPLY the first difference between the checkout and the commit, "" for none: then TREE is proven.
 await_proof() {
-  STATUS=0
-  wait "${PROVER}" || STATUS=$?
-  PROVER=''
+  await proof
   refuse_timeout "${BUILD_TIMEOUT}" git update-index --refresh
   if [[ "${STATUS}" == 0 ]]; then
     git_in proof ls-files --others --directory
     require_git "${REPO}: expected to look for files that the commit does not hold"
   else
-    REPLY=$(cat -- "${WORK}/proof.out" "${WORK}/proof.err" | head -n 1)
+    REPLY=$(cat -- "${WORK}/proof" "${WORK}/proof.err" | head -n 1)
     REPLY=${REPLY:-git ended with ${STATUS}}
   fi
   one_line "${REPLY%%$'\n'*}"
@@ -2336,8 +2354,9 @@ require_context() {
   await_proof
   [[ -n "${REPLY}" ]] || return 0
   say "warning: the kept checkout ${EXPORT} was changed by somebody (${REPLY}); doing it again from nothing"
-  AGAIN='again-'
+  AGAIN='again-' MOVED=''
   step export "exporting commit ${GIT_SHA} again"
+  ask_client
   build_and_try
 }
 
@@ -2381,14 +2400,10 @@ find_context() {
   done
 }
 
-# Ask the docker client what it is, while git works: `choose_builder` waits for the answers.
+# Ask the docker client what it is, and go on: `choose_builder` waits for the answers.
 ask_client() {
-  {
-    run_child "${QUICK}" docker --version >"${WORK}/client"
-    run_child "${QUICK}" docker buildx version >/dev/null
-    exit "${STATUS}"
-  } 2>/dev/null 3>&- 4>&- 9>&- &
-  CLIENT=$!
+  begin client "${QUICK}" docker --version
+  begin buildx "${QUICK}" docker buildx version
 }
 
 # Leave 1 in REPLY where this host has BuildKit, 0 where only the classic builder is left; METADATA says where buildx
@@ -2396,10 +2411,9 @@ ask_client() {
 choose_builder() {
   local builder=1 client=''
   METADATA=''
-  STATUS=0
-  wait "${CLIENT}" || STATUS=$?
-  CLIENT=''
+  await client
   IFS= read -r client <"${WORK}/client" || :
+  await buildx
   if [[ "${client}" =~ ^'Docker version '(1[0-9]|2[0-2])\. ]]; then
     # This client's own BuildKit tells no manifest digest, which is the image ID of the containerd image store.
     [[ "${IMAGE_STORE}" != *io.containerd.snapshotter* ]] || builder=0
@@ -2694,17 +2708,23 @@ build_staging() {
   read_staging_variables
   refuse_production_names
   refuse_claimed_staging
-  prepare_host
+  prepare_folder
+  ask_client
+  require_engine
   take_lock "${BUILD_WAIT}"
   refuse_promoted
   ask_compose
   list_clone
+  ask_owner
   step compose 'resolving the compose files'
   take_compose
+  ask_default_services
   refuse_production_services
   refuse_foreign_port "${TARGET_PORT}" "${TARGET_SERVICE}"
   refuse_foreign_container
   step export "exporting commit ${GIT_SHA}"
+  move_checkout
+  refuse_default_service
   build_and_try
   require_context
   step tag "tagging ${TARGET_IMAGE}"
@@ -2715,8 +2735,8 @@ build_staging() {
 }
 
 build_and_try() {
-  ask_client
-  export_files
+  [[ -n "${MOVED}" ]] || make_checkout
+  refuse_lfs_pointers
   build_image
   [[ -z "${MOVED}" ]] || start_proof # not earlier: it would take processor time from the builder
   recreate_staging

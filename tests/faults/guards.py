@@ -229,9 +229,16 @@ GUARDS = [
     Guard(
         "staging is nothing that a policy claims",
         HOOK,
-        "  refuse_claimed_staging\n  prepare_host\n  take_lock",
-        "  prepare_host\n  take_lock",
+        "  refuse_claimed_staging\n  prepare_folder\n",
+        "  prepare_folder\n",
         ("tests/hook/test_policy.py",),
+    ),
+    Guard(
+        "staging is nothing that a plain compose up starts",
+        HOOK,
+        "  refuse_default_service\n  build_and_try\n",
+        "  build_and_try\n",
+        ("tests/hook/test_never_production.py",),
     ),
     Guard(
         "no name in a request is evaluated",
