@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -53,10 +52,6 @@ class Connection(paramiko.Transport):
 def close(connections: Sequence[Connection]) -> None:
     """Close connections, the innermost first, and wait for their threads."""
     for connection in reversed(connections):
-        with contextlib.suppress(*FOREIGN_ERRORS):
-            # paramiko's thread looks for such a wish every 100 ms only, but at once for the end of its input.
-            if isinstance(connection.sock, socket.socket):
-                connection.sock.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(*FOREIGN_ERRORS):
             connection.close()
         if connection.is_alive():
