@@ -11,8 +11,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -70,6 +71,14 @@ def run(
     if check and done.returncode != 0:
         raise RuntimeError(f"{argv[0]} {argv[1:]}: status {done.returncode}\n{done.stdout}{done.stderr}")
     return done
+
+
+def await_true(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Return whether a condition came true before a bound that is far beyond what it needs."""
+    give_up = time.monotonic() + seconds
+    while not condition() and time.monotonic() < give_up:
+        time.sleep(0.02)
+    return condition()
 
 
 def ask(port: int, path: str, *, timeout: float = 5) -> dict[str, object]:

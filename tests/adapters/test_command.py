@@ -6,22 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pytest_imagefresh.adapters import command
 from pytest_imagefresh.core.errors import EvidenceError
-
-
-def await_true(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    """Return whether a condition came true before a bound that is far beyond what it needs."""
-    give_up = time.monotonic() + seconds
-    while not condition() and time.monotonic() < give_up:
-        time.sleep(0.02)
-    return condition()
+from tests.support import await_true
 
 
 def lives(pid: int) -> bool:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from pytest_imagefresh.core import settings
 from pytest_imagefresh.core.errors import EvidenceError, Refused
 from tests.hook.harness import RUN_ID, install
 from tests.sshd import Sshd
-from tests.support import ROOT
+from tests.support import ROOT, await_true
 
 OTHER_RUN = "20270102T030405Z-00000000"
 BOUND = settings.Timeouts(inspect=20)
@@ -51,13 +51,6 @@ def variables(tmp_path: Path) -> dict[str, str]:
 def installed(host: Host, tmp_path: Path) -> InstalledHook:
     """The hook, installed on the host."""
     return InstalledHook(host, str(install(tmp_path / "hook").path), ours="/ours/deploy-hook.sh")
-
-
-def await_true(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    give_up = time.monotonic() + seconds
-    while not condition() and time.monotonic() < give_up:
-        time.sleep(0.02)
-    return condition()
 
 
 def write_script(path: Path, text: str) -> str:

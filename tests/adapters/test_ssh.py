@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from pytest_imagefresh.core import settings
 from pytest_imagefresh.core.errors import ConfigError, EvidenceError, ImagefreshError, Refused
 from pytest_imagefresh.core.identity import ContainerId
 from tests.sshd import Sshd, make_key
-from tests.support import Engine
+from tests.support import Engine, await_true
 
 NASTY = ["", "a b", "$(id)", "`id`", "'", '"', "\\", "*", "-x", "~", "ä\n", ";|&<>", "${HOME}", "!!"]
 BOUND = settings.Timeouts(inspect=20)
@@ -42,8 +42,11 @@ SHORT = settings.Timeouts(inspect=1)
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No thread and no temporary file of ours may outlive a test; looked at after its other fixtures are torn down."""
+def nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No thread and no temporary file of ours may outlive a test; looked at after its other fixtures are torn down.
+
+    After `tmp_path`, which must not lie in the folder that is watched.
+    """
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         yield
@@ -87,13 +90,6 @@ def refusal(server: Sshd, kind: type[ImagefreshError], *, timeouts: settings.Tim
     assert type(caught.value) is kind
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def await_true(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    give_up = time.monotonic() + seconds
-    while not condition() and time.monotonic() < give_up:
-        time.sleep(0.02)
-    return condition()
 
 
 def our_threads() -> list[str]:
