@@ -32,6 +32,8 @@ docker exec "$CONTAINER" python3 scripts/staging_check.py --mode stub
 WITHOUT_OURS = ("-p", "no:hypothesispytest")
 """Leaves out what only our own tests need: at the end of every session it imports the whole of hypothesis."""
 
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *WITHOUT_OURS, "-c", "pytest.ini")
+
 LARGE_MB, SMALL_MB = 500, 50
 _FILE_KB = 100
 _FILES_PER_FOLDER = 100
@@ -86,19 +88,7 @@ class Scene:
         test = f"{ROOT}/gates/test_provenance.py"
 
         def again() -> None:
-            words = [
-                "-m",
-                "pytest",
-                "-q",
-                "-p",
-                "no:cacheprovider",
-                *WITHOUT_OURS,
-                "-c",
-                "pytest.ini",
-                test,
-                "-k",
-                "carries",
-            ]
+            words = [*PYTEST, test, "-k", "carries"]
             named = ["--repo", self._copy.name, "--branch", self._copy.branch, "--gate-reuse"]
             ended = self._pipelines[name].run(sys.executable, *words, *named)
             if ended.status != 0:
@@ -115,8 +105,7 @@ class Scene:
         self._empty_test()
 
     def _empty_test(self, *options: str) -> None:
-        words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *WITHOUT_OURS, "-c", "pytest.ini", *options]
-        run([sys.executable, *words], cwd=self._empty, env=clean_environment())
+        run([sys.executable, *PYTEST, *options], cwd=self._empty, env=clean_environment())
 
     def _commit(self) -> None:
         # One changed file, as usual: its layer is built, those before it are there.
