@@ -217,7 +217,7 @@ reset_state() {
   # What is decided on; see DECISION. SIGNERS_UID must own the file of those who may sign.
   declare -gA POLICY=() POLICIES=() FACT=() SIGNED=()
   POLICED='' POLICY_NAMES=() CLAIMS=() SIGNERS_UID=0 LEDGER=''
-  IMAGE_STORE='' LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' MOVED='' AGAIN='' PRECHECKING=''
+  IMAGE_STORE='' COMPOSE_READER=(docker compose) LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' MOVED='' AGAIN='' PRECHECKING=''
   # Of a proxy: its container while it runs, where it answers, its workers; the image that was started beside production, the
   # containers that were there before that, and the one that was started.
   PROXY_ID='' PROXY_ADDRESS='' PROXY_STARTED='' WORKERS='' BESIDE='' STANDING='' RAISED=''
@@ -1381,9 +1381,11 @@ require_tools() {
 }
 
 # Podman says that it is another engine whenever it is asked. What it is shows in the log drivers, in the same answer, and
-# IMAGE_STORE is how the engine keeps its images.
+# IMAGE_STORE is how the engine keeps its images. On a second line the client says where its compose is.
 require_engine() {
-  ask "${QUICK}" docker info --format '{{.ID}} {{.Plugins.Log}} {{.DriverStatus}}'
+  local program
+  ask "${QUICK}" docker info --format '{{.ID}} {{.Plugins.Log}} {{.DriverStatus}}
+{{range .ClientInfo.Plugins}}{{if eq .Name "compose"}}{{.Path}}{{end}}{{end}}'
   if [[ "${STATUS}" != 0 || ! "${REPLY}" =~ ^([A-Za-z0-9:_-]+)' ['([^][]*)'] '(.*)$ ]]; then
     error_line
     cannot_tell engine-down "the engine at ${ENGINE}: expected an answer, observed: ${REPLY}" "start it and try again"
@@ -1392,7 +1394,9 @@ require_engine() {
     refuse engine-unsupported "the engine at ${ENGINE}: expected a Docker engine, observed podman, which has no ID of its own" \
       "use dockerd 20.10 or later"
   ENGINE_ID=${BASH_REMATCH[1]}
-  IMAGE_STORE=${BASH_REMATCH[3]}
+  IMAGE_STORE=${BASH_REMATCH[3]%$'\n'*}
+  program=${REPLY##*$'\n'}
+  [[ "${program}" != /* || ! -x "${program}" ]] || COMPOSE_READER=("${program}")
 }
 
 # A docker command said no: CAUSE OBSERVED ADVICE. Is that an answer, or is the engine gone?
@@ -1569,6 +1573,8 @@ heed_caller() {
 }
 
 # --- Compose ---------------------------------------------------------------------------------------------------------
+# What compose is only asked, its own program is asked where docker tells its path: docker starts that twice, which is
+# half of the time. It is made to be called so, too: https://github.com/docker/compose/issues/9150
 
 # Resolve the host's own compose files once, all profiles, into $WORK/compose.json. ARGV: nothing, or env with a pin.
 resolve_compose() {
@@ -1583,7 +1589,7 @@ ask_compose() {
     grep -qs '^COMPOSE_FILE=' .env ||
     refuse compose-missing "${COMPOSE_DIR}: expected a compose file, observed none" \
       "COMPOSE_DIR names the folder of compose.yaml"
-  begin compose.json "${QUICK}" "$@" docker compose --profile '*' config --format json
+  begin compose.json "${QUICK}" "$@" "${COMPOSE_READER[@]}" --profile '*' config --format json
 }
 
 take_compose() {
@@ -1825,21 +1831,32 @@ find_address() {
       "correct the ports of the compose file"
 }
 
-# Refuse where a running container publishes the port that compose will not replace: PORT SERVICE. One of `compose run`
-# bears the service's labels, too.
-refuse_foreign_port() {
-  local line label='.Label "com.docker.compose'
-  ask "${QUICK}" docker container ls --no-trunc --filter "publish=$1" \
+# Ask which running containers publish a port, and go on: PORT.
+ask_publishers() {
+  local label='.Label "com.docker.compose'
+  begin publishers "${QUICK}" docker container ls --no-trunc --filter "publish=$1" \
     --format "{{.Names}}|{{${label}.project\"}}|{{${label}.service\"}}|{{${label}.oneoff\"}}"
-  if [[ "${STATUS}" != 0 ]]; then
-    error_line
-    blame container-list "the owner of port $1: expected a list, observed: ${REPLY}" "look at the engine"
-  fi
+}
+
+# Refuse where one of them is a container that compose will not replace: PORT SERVICE. One of `compose run` bears the
+# service's labels, too.
+refuse_foreign_port() {
+  local line
+  await_list publishers "the owner of port $1"
   while IFS= read -r line; do
     [[ -z "${line}" || "${line#*|}" == "${PROJECT}|$2|False" ]] ||
       refuse port-taken "port $1: expected nobody or service $2, observed container ${line%%|*}" \
         "stop that container or choose another port"
-  done <<<"${REPLY}"
+  done <"${WORK}/publishers"
+}
+
+# Wait for a list that the engine was asked for: NAME SUBJECT.
+await_list() {
+  await "$1"
+  refuse_timeout "${QUICK}" docker container ls
+  [[ "${STATUS}" != 0 ]] || return 0
+  error_line "$1.err"
+  blame container-list "$2: expected a list, observed: ${REPLY}" "look at the engine"
 }
 
 # Compose could not start a SERVICE, and REPLY says why: add who owns the ports that it names, for people.
@@ -1984,7 +2001,7 @@ refuse_production_services() {
 
 # Ask compose what a plain `up` starts, and go on.
 ask_default_services() {
-  begin services "${QUICK}" docker compose --project-name "${PROJECT}" --project-directory "${COMPOSE_DIR}" \
+  begin services "${QUICK}" "${COMPOSE_READER[@]}" --project-name "${PROJECT}" --project-directory "${COMPOSE_DIR}" \
     -f "${WORK}/compose.json" config --services
 }
 
@@ -2027,12 +2044,7 @@ refuse_foreign_container() {
     refuse container-name \
       "STAGING_CONTAINER: expected ${planned}, the name in the compose file, observed ${STAGING_CONTAINER}" \
       "make them agree"
-  await owner
-  refuse_timeout "${QUICK}" docker container ls
-  if [[ "${STATUS}" != 0 ]]; then
-    error_line owner.err
-    blame container-list "container ${STAGING_CONTAINER}: expected a list, observed: ${REPLY}" "look at the engine"
-  fi
+  await_list owner "container ${STAGING_CONTAINER}"
   owner=$(<"${WORK}/owner")
   owner=${owner:-${PROJECT}|${TARGET_SERVICE}}
   [[ "${owner}" == "${PROJECT}|${TARGET_SERVICE}" ]] ||
@@ -2716,6 +2728,7 @@ build_staging() {
   ask_compose
   list_clone
   ask_owner
+  ask_publishers "${TARGET_PORT}"
   step compose 'resolving the compose files'
   take_compose
   ask_default_services
@@ -3142,6 +3155,7 @@ check_production() {
       "write image: \${${PROD_PIN}:-unpromoted:run-deploy-hook}"
   fi
   [[ -z "${PROD_PROXY}" ]] || check_proxy
+  ask_publishers "${PROD_PORT}"
   refuse_foreign_port "${PROD_PORT}" "${PROD_PROXY:-${PROD_SERVICE}}"
   find_production
   printf -v REPLY ' %.12s' "${FOUND[@]}"

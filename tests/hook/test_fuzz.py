@@ -25,7 +25,7 @@ pytestmark = pytest.mark.root  # a policy is root's
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "300"))
 """How many inputs of each kind."""
 
-CALLS = int(os.environ.get("FUZZ_CALLS", "20"))
+CALLS = int(os.environ.get("FUZZ_CALLS", "40"))
 """How many whole calls of each kind."""
 
 BATCH = 500
@@ -297,5 +297,5 @@ def test_no_whole_call_is_a_yes_or_changes_anything(kind: str, pretended: Preten
         assert list(pretended.hook.temp_dir.iterdir()) == []
         pretended.set(calls=[])
         seen.add(outcome.status)
-    assert seen >= {1, 2}
+    assert seen >= {1, 2}, seen
     assert {path.name for path in pretended.compose_dir.iterdir()} <= {"compose.yaml", ".imagefresh"}
