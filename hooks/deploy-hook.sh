@@ -1396,7 +1396,7 @@ require_engine() {
   ENGINE_ID=${BASH_REMATCH[1]}
   IMAGE_STORE=${BASH_REMATCH[3]%$'\n'*}
   program=${REPLY##*$'\n'}
-  [[ "${program}" != /* || ! -x "${program}" ]] || COMPOSE_READER=("${program}")
+  [[ "${program}" != /* || ! -f "${program}" || ! -x "${program}" ]] || COMPOSE_READER=("${program}")
 }
 
 # A docker command said no: CAUSE OBSERVED ADVICE. Is that an answer, or is the engine gone?

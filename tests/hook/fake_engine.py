@@ -97,7 +97,7 @@ def info(state: State, template: str) -> str:
     fields = {"ID": "engine_id", "Plugins.Log": "log_drivers", "DriverStatus": "driver_status"}
     for field, key in fields.items():
         template = template.replace("{{." + field + "}}", state[key])
-    return template
+    return re.sub(r"{{range \.ClientInfo\.Plugins}}.*{{end}}", lambda _: state["compose_program"], template)
 
 
 def fail(text: str, status: int = 1) -> int:

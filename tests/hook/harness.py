@@ -338,6 +338,7 @@ def _pretended_state(context: Path) -> dict[str, object]:
         "client": "28.2.2",
         "buildx": False,
         "driver_status": "[[Backing Filesystem extfs]]",
+        "compose_program": "",
         "meddling": {},
         "images": {"shop-shop-staging:latest": STAGING_ID, "shop-shop:latest": PROD_ID},
         # The JSON text of the revision label by image ID, "" for none.

@@ -551,3 +551,25 @@ def test_what_a_killed_run_left_is_removed_an_hour_later(pretended: PretendedHos
     assert Outcome.of(pretended.hook.run("--verify", pretended.promotion_variables())).verdict == (0, "verified")
     left = {path.name for path in pretended.hook.temp_dir.iterdir()}
     assert left == set(names.values()) - {names["killed"]}
+
+
+def test_compose_s_own_program_is_asked_and_docker_changes(pretended: PretendedHost, tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    program = tmp_path / "cli plugins" / "docker-compose"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/bash -p\nprintf "%s\\n" "$*" >>{asked}\nexec docker compose "$@"\n')
+    program.chmod(0o755)
+    pretended.set(compose_program=str(program))
+    assert pretended.promote().verdict == (0, "promoted")
+    assert pretended.staging().verdict == (0, "built")
+    questions = asked.read_text().splitlines()
+    configs = [call for call in pretended.calls if call.startswith("docker compose ") and " config " in call]
+    assert questions == [call.removeprefix("docker compose ") for call in configs]
+    assert len([call for call in pretended.calls if " up " in call]) == 2
+
+
+@pytest.mark.parametrize("program", ["", "docker-compose", "/nowhere/docker-compose", "/etc"])
+def test_docker_is_asked_where_it_names_no_program_of_compose(pretended: PretendedHost, program: str) -> None:
+    pretended.set(compose_program=program)
+    assert pretended.verify().verdict == (0, "verified")
+    assert [call for call in pretended.calls if call.startswith("docker compose --profile * config ")]
