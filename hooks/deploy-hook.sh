@@ -2166,6 +2166,7 @@ read_commit() {
 # Add the files that the commit's attributes give to LFS to LFS_PATHS: LIST PATH.
 find_lfs_paths() {
   local file value
+  grep -qz '\.gitattributes$' "${STORE}/$1.entries" || return 0
   git_in "$1" grep --quiet --cached -e lfs -- '*.gitattributes'
   [[ "${STATUS}" != 1 ]] || return 0
   require_git 'the commit: expected to search its attributes'
