@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import shutil
@@ -137,6 +138,8 @@ class Context:
     def __init__(self, copy: Orchestrator, folder: Path, megabytes: int) -> None:
         self._copy = copy
         self._client = buildkit_client()
+        named = '{{range .ClientInfo.Plugins}}{{if eq .Name "compose"}}{{.Path}}{{end}}{{end}}'
+        self._compose = copy.engine.run("info", "--format", named).stdout.strip()
         self._host = RealHost(copy, folder / "hook")
         self._host.install("with-buildkit", client=self._client)
         self._numbers = itertools.count()
@@ -186,15 +189,16 @@ class Context:
         return lambda: build() - self._ask_compose()
 
     def _ask_compose(self) -> float:
-        """Ask what the hook asks of compose and the engine before each build, by hand; return the seconds it took."""
+        """Ask the same programs what the hook asks of compose and the engine before a build; return the seconds."""
         resolved = self._copy.compose_dir.parent / "resolved.json"
         words = ["--project-directory", str(self._copy.compose_dir), "-f", str(resolved), "config", "--services"]
-        listing = ["container", "ls", "--all", "--no-trunc", "--filter"]
+        listing = [self._client, "container", "ls", "--all", "--no-trunc", "--filter"]
+        ask = functools.partial(run, cwd=self._copy.compose_dir, env=self._copy.engine.env)
         began = time.perf_counter()
-        resolved.write_text(self._copy.compose("--profile", "*", "config", "--format", "json").stdout)
-        self._copy.compose(*words)
+        resolved.write_text(ask([self._compose, "--profile", "*", "config", "--format", "json"]).stdout)
+        ask([self._compose, *words])
         for filtered in (f"publish={self._copy.staging_port}", f"name={self._copy.staging_container}"):
-            self._copy.engine.run(*listing, filtered)
+            ask([*listing, filtered])
         return time.perf_counter() - began
 
     def _commit(self) -> None:

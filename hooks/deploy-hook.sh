@@ -217,7 +217,8 @@ reset_state() {
   # What is decided on; see DECISION. SIGNERS_UID must own the file of those who may sign.
   declare -gA POLICY=() POLICIES=() FACT=() SIGNED=()
   POLICED='' POLICY_NAMES=() CLAIMS=() SIGNERS_UID=0 LEDGER=''
-  IMAGE_STORE='' COMPOSE_READER=(docker compose) LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' MOVED='' AGAIN='' PRECHECKING=''
+  COMPOSE_READER=(docker compose)
+  IMAGE_STORE='' LISTS=0 WHOLE_TREE='' INDEX='' METADATA='' MOVED='' AGAIN='' PRECHECKING=''
   # Of a proxy: its container while it runs, where it answers, its workers; the image that was started beside production, the
   # containers that were there before that, and the one that was started.
   PROXY_ID='' PROXY_ADDRESS='' PROXY_STARTED='' WORKERS='' BESIDE='' STANDING='' RAISED=''
@@ -1579,6 +1580,7 @@ heed_caller() {
 # Resolve the host's own compose files once, all profiles, into $WORK/compose.json. ARGV: nothing, or env with a pin.
 resolve_compose() {
   ask_compose "$@"
+  await_compose compose.json 'a valid compose file'
   take_compose
 }
 
@@ -1592,8 +1594,8 @@ ask_compose() {
   begin compose.json "${QUICK}" "$@" "${COMPOSE_READER[@]}" --profile '*' config --format json
 }
 
+# Take what it answered.
 take_compose() {
-  await_compose compose.json 'a valid compose file'
   COMPOSE_SHA256=$(sha256sum <"${WORK}/compose.json")
   COMPOSE_SHA256=${COMPOSE_SHA256%% *}
   parse_compose "${WORK}/compose.json"
@@ -2001,8 +2003,8 @@ refuse_production_services() {
 
 # Ask compose what a plain `up` starts, and go on.
 ask_default_services() {
-  begin services "${QUICK}" "${COMPOSE_READER[@]}" --project-name "${PROJECT}" --project-directory "${COMPOSE_DIR}" \
-    -f "${WORK}/compose.json" config --services
+  begin services "${QUICK}" "${COMPOSE_READER[@]}" --project-directory "${COMPOSE_DIR}" -f "${WORK}/compose.json" \
+    config --services
 }
 
 refuse_default_service() {
@@ -2442,7 +2444,8 @@ choose_builder() {
 name_builder_session() {
   [[ -z "${DOCKER_CONFIG_DIR}" ]] || return 0
   mkdir -p -- "${WORK}/docker/buildx"
-  printf imagefresh | tee -- "${WORK}/docker/.buildNodeID" >"${WORK}/docker/buildx/.buildNodeID"
+  printf imagefresh >"${WORK}/docker/.buildNodeID"
+  printf imagefresh >"${WORK}/docker/buildx/.buildNodeID"
 }
 
 build_image() {
@@ -2731,13 +2734,14 @@ build_staging() {
   ask_owner
   ask_publishers "${TARGET_PORT}"
   step compose 'resolving the compose files'
-  take_compose
+  await_compose compose.json 'a valid compose file'
   ask_default_services
+  take_compose
   refuse_production_services
-  refuse_foreign_port "${TARGET_PORT}" "${TARGET_SERVICE}"
-  refuse_foreign_container
   step export "exporting commit ${GIT_SHA}"
   move_checkout
+  refuse_foreign_port "${TARGET_PORT}" "${TARGET_SERVICE}"
+  refuse_foreign_container
   refuse_default_service
   build_and_try
   require_context
