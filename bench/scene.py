@@ -139,7 +139,8 @@ class Context:
         self._copy = copy
         self._client = buildkit_client()
         named = '{{range .ClientInfo.Plugins}}{{if eq .Name "compose"}}{{.Path}}{{end}}{{end}}'
-        self._compose = copy.engine.run("info", "--format", named).stdout.strip()
+        program = copy.engine.run("info", "--format", named).stdout.strip()
+        self._compose = [program] if program else [self._client, "compose"]
         self._host = RealHost(copy, folder / "hook")
         self._host.install("with-buildkit", client=self._client)
         self._numbers = itertools.count()
@@ -195,8 +196,8 @@ class Context:
         listing = [self._client, "container", "ls", "--all", "--no-trunc", "--filter"]
         ask = functools.partial(run, cwd=self._copy.compose_dir, env=self._copy.engine.env)
         began = time.perf_counter()
-        resolved.write_text(ask([self._compose, "--profile", "*", "config", "--format", "json"]).stdout)
-        ask([self._compose, *words])
+        resolved.write_text(ask([*self._compose, "--profile", "*", "config", "--format", "json"]).stdout)
+        ask([*self._compose, *words])
         for filtered in (f"publish={self._copy.staging_port}", f"name={self._copy.staging_container}"):
             ask([*listing, filtered])
         return time.perf_counter() - began

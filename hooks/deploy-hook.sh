@@ -1397,7 +1397,9 @@ require_engine() {
   ENGINE_ID=${BASH_REMATCH[1]}
   IMAGE_STORE=${BASH_REMATCH[3]%$'\n'*}
   program=${REPLY##*$'\n'}
-  [[ "${program}" != /* || ! -f "${program}" || ! -x "${program}" ]] || COMPOSE_READER=("${program}")
+  if [[ "${program}" == /* && -f "${program}" && -x "${program}" ]]; then
+    COMPOSE_READER=("${program}")
+  fi
 }
 
 # A docker command said no: CAUSE OBSERVED ADVICE. Is that an answer, or is the engine gone?
@@ -1574,8 +1576,9 @@ heed_caller() {
 }
 
 # --- Compose ---------------------------------------------------------------------------------------------------------
-# What compose is only asked, its own program is asked where docker tells its path: docker starts that twice, which is
-# half of the time. It is made to be called so, too: https://github.com/docker/compose/issues/9150
+# Questions go to compose's own program, where docker tells its path: docker starts a plugin twice in each call, which is
+# half of the time. That program is made to be run by itself, too: https://github.com/docker/compose/issues/9150
+# What changes something goes through docker.
 
 # Resolve the host's own compose files once, all profiles, into $WORK/compose.json. ARGV: nothing, or env with a pin.
 resolve_compose() {
@@ -2167,8 +2170,9 @@ read_commit() {
 
 # Add the files that the commit's attributes give to LFS to LFS_PATHS: LIST PATH.
 find_lfs_paths() {
-  local file value
-  grep -qz '\.gitattributes$' "${STORE}/$1.entries" || return 0
+  local file value status=0
+  grep -qz '\.gitattributes$' "${STORE}/$1.entries" || status=$?
+  [[ "${status}" != 1 ]] || return 0
   git_in "$1" grep --quiet --cached -e lfs -- '*.gitattributes'
   [[ "${STATUS}" != 1 ]] || return 0
   require_git 'the commit: expected to search its attributes'
