@@ -191,13 +191,11 @@ class Context:
 
     def _ask_compose(self) -> float:
         """Ask the same programs what the hook asks of compose and the engine before a build; return the seconds."""
-        resolved = self._copy.compose_dir.parent / "resolved.json"
-        words = ["--project-directory", str(self._copy.compose_dir), "-f", str(resolved), "config", "--services"]
         listing = [self._client, "container", "ls", "--all", "--no-trunc", "--filter"]
         ask = functools.partial(run, cwd=self._copy.compose_dir, env=self._copy.engine.env)
         began = time.perf_counter()
-        resolved.write_text(ask([*self._compose, "--profile", "*", "config", "--format", "json"]).stdout)
-        ask([*self._compose, *words])
+        ask([*self._compose, "--profile", "*", "config", "--format", "json"])
+        ask([*self._compose, "config", "--services"])
         for filtered in (f"publish={self._copy.staging_port}", f"name={self._copy.staging_container}"):
             ask([*listing, filtered])
         return time.perf_counter() - began

@@ -2006,8 +2006,7 @@ refuse_production_services() {
 
 # Ask compose what a plain `up` starts, and go on.
 ask_default_services() {
-  begin services "${QUICK}" "${COMPOSE_READER[@]}" --project-directory "${COMPOSE_DIR}" -f "${WORK}/compose.json" \
-    config --services
+  begin services "${QUICK}" "${COMPOSE_READER[@]}" config --services
 }
 
 refuse_default_service() {
@@ -2296,8 +2295,8 @@ move_checkout() {
   git_in "${INDEX}" clean -ffdxq # before: git would find files through a link in a folder's place
   [[ "${STATUS}" != 0 ]] || write_files
   [[ "${STATUS}" == 0 ]] || return 0
-  find_oddity
-  [[ -n "${REPLY}" ]] || MOVED=1
+  MOVED=1
+  look_for_oddity
 }
 
 # Write what differs from the record, remove what is no longer listed.
@@ -2311,7 +2310,8 @@ make_checkout() {
   mkdir -- "${EXPORT}" || no_room
   write_files
   require_git "${REPO}: expected to write its files"
-  find_oddity
+  look_for_oddity
+  await_oddity
   [[ -z "${REPLY}" ]] ||
     refuse export-failed "${REPLY}: expected a file or folder of this user with mode 0644 or 0755, observed another" \
       "look at the access control lists of ${KEPT}"
@@ -2322,12 +2322,20 @@ make_checkout() {
       "run git fsck in the clone"
 }
 
-# Leave in REPLY what git does not compare: a mode or an owner of its own, a second name, neither file, folder nor link,
-# or a name that git never looks at.
-find_oddity() {
-  ask "${BUILD_TIMEOUT}" find "${EXPORT}" '(' -name .git -o ! -uid "${EUID}" -o -type f -links +1 \
+# Look for what git does not compare, and go on: a mode or an owner of its own, a second name, neither file, folder nor
+# link, or a name that git never looks at.
+look_for_oddity() {
+  begin oddity "${BUILD_TIMEOUT}" find "${EXPORT}" '(' -name .git -o ! -uid "${EUID}" -o -type f -links +1 \
     -o -type f ! -perm 0644 ! -perm 0755 -o -type d ! -perm 0755 -o ! -type f ! -type d ! -type l ')' -print -quit
-  [[ "${STATUS}" == 0 ]] || REPLY=${EXPORT}
+}
+
+# Leave in REPLY the first one that was found, "" for none.
+await_oddity() {
+  await oddity
+  refuse_timeout "${BUILD_TIMEOUT}" find
+  REPLY=${EXPORT}
+  [[ "${STATUS}" != 0 ]] || REPLY=$(<"${WORK}/oddity")
+  one_line "${REPLY}"
 }
 
 # Start hashing every file on disk. The index is that of the listing: no size and no time of a file stands for its bytes.
@@ -2371,9 +2379,14 @@ require_context() {
   [[ -n "${MOVED}" ]] || return 0
   step proof 'hashing the build context again'
   await_proof
-  [[ -n "${REPLY}" ]] || return 0
+  [[ -z "${REPLY}" ]] || build_again
+}
+
+# REPLY tells what in the kept checkout was not the commit's.
+build_again() {
   say "warning: the kept checkout ${EXPORT} was changed by somebody (${REPLY}); doing it again from nothing"
   AGAIN='again-' MOVED=''
+  rm -f -- "${WORK}/iid" "${WORK}/metadata" "${WORK}/lines"
   step export "exporting commit ${GIT_SHA} again"
   ask_client
   build_and_try
@@ -2390,33 +2403,30 @@ keep_checkout() {
 
 # --- Staging: build --------------------------------------------------------------------------------------------------
 
-# Stop unless a path, every symbolic link followed, stays in the tree: PATH VARIABLE.
-require_inside() {
-  local root='' real=''
-  { IFS= read -r -d '' root && IFS= read -r -d '' real; } < <(readlink -mz -- "${EXPORT}" "$1") || :
-  [[ -n "${root}" && "${real}/" == "${root}/"* ]] ||
-    refuse path-outside \
-      "$2: expected a path inside the tree of ${GIT_SHA}, observed one that leads to ${real:-nowhere}" \
-      "correct the link"
-}
-
-# Leave in CONTEXT and DOCKERFILE what the builder gets.
+# Leave in CONTEXT and DOCKERFILE what the builder gets. It follows every symbolic link, those of .dockerignore too.
 find_context() {
-  local file
   CONTEXT="${EXPORT}/${BUILD_SUBDIR}"
   DOCKERFILE="${CONTEXT}/${BUILD_DOCKERFILE}"
-  require_inside "${CONTEXT}" BUILD_SUBDIR
+  mapfile -d '' -t ITEMS < <(readlink -mz -- "${EXPORT}" "${CONTEXT}" "${DOCKERFILE}" "${CONTEXT}/.dockerignore" \
+    "${DOCKERFILE}.dockerignore" || :)
+  require_inside "${ITEMS[1]-}" BUILD_SUBDIR
   [[ -d "${CONTEXT}" ]] ||
     refuse context-missing "BUILD_SUBDIR: expected a folder of commit ${GIT_SHA}, observed none at ${BUILD_SUBDIR}" \
       "correct it"
-  require_inside "${DOCKERFILE}" BUILD_DOCKERFILE
+  require_inside "${ITEMS[2]-}" BUILD_DOCKERFILE
   [[ -f "${DOCKERFILE}" ]] ||
     refuse dockerfile-missing \
       "BUILD_DOCKERFILE: expected a file of commit ${GIT_SHA}, observed none at ${BUILD_SUBDIR}/${BUILD_DOCKERFILE}" \
       "correct it"
-  for file in "${CONTEXT}/.dockerignore" "${DOCKERFILE}.dockerignore"; do # the builder follows these links too
-    [[ ! -L "${file}" ]] || require_inside "${file}" "${file##*/}"
-  done
+  require_inside "${ITEMS[3]-}" .dockerignore
+  require_inside "${ITEMS[4]-}" "${DOCKERFILE##*/}.dockerignore"
+}
+
+# Stop unless what a path leads to, every symbolic link followed, lies in the tree: REAL_PATH NAME.
+require_inside() {
+  [[ -n "${ITEMS[0]-}" && "$1/" == "${ITEMS[0]}/"* ]] ||
+    refuse path-outside "$2: expected a path inside the tree of ${GIT_SHA}, observed one that leads to ${1:-nowhere}" \
+      "correct the link"
 }
 
 # Ask the docker client what it is, and go on: `choose_builder` waits for the answers.
@@ -2460,10 +2470,9 @@ build_image() {
   choose_builder
   builder=${REPLY}
   name_builder_session
-  rm -f -- "${WORK}/iid" "${WORK}/metadata" "${WORK}/lines"
   [[ "${builder}" == 1 ]] || argv+=(--force-rm)
   [[ -z "${METADATA}" ]] || argv+=(--metadata-file "${METADATA}")
-  argv=(env "DOCKER_BUILDKIT=${builder}" BUILDX_NO_DEFAULT_ATTESTATIONS=1 "${argv[@]}")
+  local CHILD_ENV=("${CHILD_ENV[@]}" "DOCKER_BUILDKIT=${builder}" BUILDX_NO_DEFAULT_ATTESTATIONS=1)
   for item in "${BUILD_ITEMS[@]}"; do
     argv+=(--build-arg "${item}")
   done
@@ -2734,12 +2743,12 @@ build_staging() {
   take_lock "${BUILD_WAIT}"
   refuse_promoted
   ask_compose
+  ask_default_services
   list_clone
   ask_owner
   ask_publishers "${TARGET_PORT}"
   step compose 'resolving the compose files'
   await_compose compose.json 'a valid compose file'
-  ask_default_services
   take_compose
   refuse_production_services
   step export "exporting commit ${GIT_SHA}"
@@ -2760,7 +2769,14 @@ build_and_try() {
   [[ -n "${MOVED}" ]] || make_checkout
   refuse_lfs_pointers
   build_image
-  [[ -z "${MOVED}" ]] || start_proof # not earlier: it would take processor time from the builder
+  if [[ -n "${MOVED}" ]]; then
+    await_oddity
+    if [[ -n "${REPLY}" ]]; then
+      build_again
+      return
+    fi
+    start_proof # not earlier: it would take processor time from the builder
+  fi
   recreate_staging
   await_health
   run_check

@@ -93,9 +93,17 @@ GUARDS = [
     Guard(
         "what was built from is hashed after the build",
         HOOK,
-        '  build_image\n  [[ -z "${MOVED}" ]] || start_proof',
-        '  [[ -z "${MOVED}" ]] || start_proof\n  build_image',
+        '  build_image\n  if [[ -n "${MOVED}" ]]; then\n    await_oddity\n',
+        '  [[ -z "${MOVED}" ]] || start_proof\n  build_image\n  start_proof() { :; }\n'
+        '  if [[ -n "${MOVED}" ]]; then\n    await_oddity\n',
         ("tests/hook/test_checkout.py::test_what_is_changed_while_it_is_built_is_found",),
+    ),
+    Guard(
+        "what git does not compare is found before staging runs it",
+        HOOK,
+        '    if [[ -n "${REPLY}" ]]; then\n      build_again\n',
+        "    if false; then\n      build_again\n",
+        ("tests/hook/test_checkout.py",),
     ),
     Guard(
         "an LFS pointer is no content",

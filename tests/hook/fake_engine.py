@@ -152,6 +152,13 @@ def option(argv: list[str], name: str) -> list[str]:
     return [argv[index + 1] for index, word in enumerate(argv) if word == name]
 
 
+def pipes(folder: str, names: list[str]) -> list[str]:
+    """Return what a builder does not read."""
+    import stat
+
+    return [name for name in names if stat.S_ISFIFO(os.lstat(os.path.join(folder, name)).st_mode)]
+
+
 def build(state: State, argv: list[str]) -> int:
     """Keep a copy of the context, meddled with or not, and pretend an image whose ID follows from the arguments."""
     import shutil
@@ -161,7 +168,7 @@ def build(state: State, argv: list[str]) -> int:
             file.write(text)
     state["meddling"] = {}
     shutil.rmtree(state["context"], ignore_errors=True)
-    shutil.copytree(argv[-1], state["context"], symlinks=True)
+    shutil.copytree(argv[-1], state["context"], symlinks=True, ignore=pipes)
     state["dockerfile"] = os.path.relpath(option(argv, "--file")[0], argv[-1])
     print("Step 1/1 : the one line of the build", flush=True)
     label = json.dumps(option(argv, "--label")[0].split("=", 1)[1])
