@@ -2201,8 +2201,13 @@ prove_listing() {
 # Add a listing to that of the whole checkout, in which a submodule's files stand for its entry: LIST TREE PATH.
 # Without submodules the one is the other.
 add_to_whole() {
-  local paths="${STORE}/$1.submodules"
-  { grep -z '^160000 ' "${STORE}/$1.entries" || :; } >"${paths}"
+  local paths="${STORE}/$1.submodules" status=0
+  grep -z '^160000 ' "${STORE}/$1.entries" >"${paths}" 2>"${WORK}/err" || status=$?
+  if ((status > 1)); then
+    error_line
+    refuse export-failed "tree $2: expected to search its listing for submodules, observed: ${REPLY}" \
+      "look for free space in ${TEMP_DIR}"
+  fi
   if [[ -z "$3" && ! -s "${paths}" ]]; then
     WHOLE_TREE=$2
     mv -- "${STORE}/$1" "${STORE}/whole"

@@ -400,6 +400,14 @@ def test_an_inner_submodule_that_is_not_there_is_refused(nested: PretendedHost) 
     assert "submodule inner at " in refused(nested, "submodule-missing").reason
 
 
+def test_a_search_for_submodules_that_fails_is_no_answer(nested: PretendedHost) -> None:
+    grep = nested.tools / "grep"
+    words = 'echo "grep: write error: No space left on device" >&2; exit 2'
+    grep.write_text(f'#!/bin/bash -p\n[[ "$*" != *160000* ]] || {{ {words}; }}\nexec /bin/grep "$@"\n')
+    grep.chmod(0o755)
+    assert "observed: grep: write error: No space left" in refused(nested, "export-failed").reason
+
+
 def test_a_recorded_commit_that_the_submodule_lacks_is_refused(nested: PretendedHost) -> None:
     nested.clone.git("update-index", "--cacheinfo", f"160000,{'3' * 40},libs/outer")
     commit = nested.clone.git("commit-tree", "-m", "x", nested.clone.git("write-tree"))
