@@ -62,7 +62,9 @@ def read_silence(run: TargetRun, container: Container) -> Silence:
     usual, ends = max(usual, _usual(run, more)), {**ends, **more}
     seconds = seconds_of_silence(usual, time.monotonic() - started)
     with run.engine.paused(container.id):
-        heard = first_bytes(ends, path, connections=CONNECTIONS, seconds=seconds, until_one=True)
+        heard = first_bytes(
+            ends, path, connections=CONNECTIONS, seconds=seconds, until_one=True, under_way=run.run.host.under_way
+        )
         check_paused(run.engine.read_container(container.id.hex), time.monotonic() - started)
     run.run.host.require_reached()
     bounds = run.settings.timeouts

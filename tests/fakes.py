@@ -221,6 +221,9 @@ class FakeHost:
         configuration = json.dumps({"name": "shop", "services": {"shop-staging": service}})
         return Completed(tuple(argv), 0, configuration.encode() + b"\0DB_PASSWORD=s3cr3t-of-the-host\n", b"")
 
+    def under_way(self) -> bool:
+        return "never-arrives" in self.world.faults
+
     def require_reached(self) -> None:
         pass
 

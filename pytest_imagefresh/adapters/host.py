@@ -58,6 +58,10 @@ class Host(Protocol):
         """Return address and port on this machine that reach `port` at an address of the host, its own by default."""
         ...
 
+    def under_way(self) -> bool:
+        """Say whether a connection to what `reach` returned has still to come to its end, or to fail."""
+        ...
+
     def require_reached(self) -> None:
         """Raise EvidenceError where a connection to what `reach` returned never came as far as its end.
 
@@ -104,6 +108,10 @@ class LocalHost:
     def reach(self, port: int, address: str = LOOPBACK) -> tuple[str, int]:
         """Return the port itself."""
         return address, port
+
+    def under_way(self) -> bool:
+        """Say no: nothing lies between."""
+        return False
 
     def require_reached(self) -> None:
         """Do nothing: nothing lies between."""

@@ -9,13 +9,14 @@ import re
 import selectors
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pytest_imagefresh.adapters.command import last_line
 from pytest_imagefresh.adapters.host import Host
 from pytest_imagefresh.core.errors import EvidenceError
 from pytest_imagefresh.core.identity import ContainerId
+from pytest_imagefresh.core.port import DEADMAN_SECONDS
 
 _ARMED = re.compile(r"armed ([1-9][0-9]*)")
 
@@ -88,24 +89,41 @@ def disarm(host: Host, deadman: Deadman, *, timeout: float) -> None:
         host.run(["sh", "-c", 'kill -USR1 "$1"', "sh", deadman.pid], timeout=timeout)
 
 
+_SLICE_SECONDS = 0.02
+"""What one wait counts for at most: a process that was held up has not listened meanwhile."""
+
+
 def first_bytes(
-    ends: Mapping[str, tuple[str, int]], path: str, *, connections: int, seconds: float, until_one: bool = False
+    ends: Mapping[str, tuple[str, int]],
+    path: str,
+    *,
+    connections: int,
+    seconds: float,
+    until_one: bool = False,
+    under_way: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[float]]:
     """Return after how many seconds the first byte came on each connection that brought one, by name of its end.
 
     Every end, an address and a port, is asked at once by as many fresh connections as said. Returns when all have
-    answered or ended, when `seconds` are over, or with the first byte of all where `until_one` says so. A connection
-    that is refused or closed without a byte has brought none.
+    answered or ended, when `seconds` have been listened to, or with the first byte of all where `until_one` says so. A
+    connection that is refused or closed without a byte has brought none. The `seconds` begin when the last request has
+    gone out, and no connection is `under_way` to its end any more; all of it ends with the time of a deadman.
     """
     answers: dict[str, list[float]] = {name: [] for name in ends}
-    started = time.monotonic()
+    started = now = time.monotonic()
+    listened = 0.0
     with _asking(ends, connections) as selector:
-        while selector.get_map() and (left := started + seconds - time.monotonic()) > 0:
-            for key, events in selector.select(left):
+        while selector.get_map() and listened < seconds and now < started + DEADMAN_SECONDS:
+            found = selector.select(min(_SLICE_SECONDS, seconds - listened))
+            listened += min(_SLICE_SECONDS, time.monotonic() - now)
+            now = time.monotonic()
+            for key, events in found:
                 if _is_answer(selector, key, events, path):
-                    answers[key.data].append(time.monotonic() - started)
+                    answers[key.data].append(now - started)
             if until_one and any(answers.values()):
                 break
+            if any(events & selectors.EVENT_WRITE for _, events in found) or under_way():
+                listened = 0.0
     return answers
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import selectors
 import signal
 import socket
 import threading
@@ -19,12 +20,13 @@ from pytest_imagefresh.adapters.host import LocalHost
 from pytest_imagefresh.adapters.pause import Deadman, arm, disarm, first_bytes
 from pytest_imagefresh.core.errors import EvidenceError
 from pytest_imagefresh.core.identity import ContainerId
-from pytest_imagefresh.core.port import parse_host_addresses, parse_listeners
+from pytest_imagefresh.core.port import DEADMAN_SECONDS, parse_host_addresses, parse_listeners
 from pytest_imagefresh.core.settings import Host
 from tests import support
 
 # --- listening
 
+Key = selectors.SelectorKey
 Talk = Callable[[socket.socket], None]
 
 
@@ -97,6 +99,48 @@ def test_one_byte_is_enough_where_one_is_too_much() -> None:
         times = first_bytes({"silent": silent, "loud": loud}, "/", connections=5, seconds=60, until_one=True)
         assert time.monotonic() - began < 30
     assert times["loud"]
+
+
+def test_a_process_that_was_held_up_has_not_listened_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    select = selectors.DefaultSelector.select
+
+    def held_up(self: selectors.DefaultSelector, _timeout: float) -> list[tuple[Key, int]]:
+        found = select(self, 0)
+        time.sleep(0.5)
+        return found
+
+    def answer_meanwhile(client: socket.socket) -> None:
+        time.sleep(0.2)
+        answer(client)
+
+    monkeypatch.setattr(selectors.DefaultSelector, "select", held_up)
+    with serving(answer_meanwhile) as end:
+        assert first_bytes({"own": end}, "/", connections=1, seconds=0.3, until_one=True)["own"]
+
+
+def test_silence_begins_when_every_connection_has_come_to_its_end() -> None:
+    calls: list[None] = []
+    through = threading.Event()
+
+    def come_late(client: socket.socket) -> None:
+        through.wait(10)
+        answer(client)
+
+    def under_way() -> bool:
+        calls.append(None)
+        if len(calls) == 30:  # far more than 0.1 s of listening
+            through.set()
+        return not through.is_set()
+
+    with serving(come_late) as end:
+        assert first_bytes({"own": end}, "/", connections=1, seconds=0.1, until_one=True, under_way=under_way)["own"]
+
+
+def test_what_never_comes_to_its_end_is_listened_to_as_long_as_a_pause_lasts() -> None:
+    with serving(stay_silent) as end:
+        began = time.monotonic()
+        first_bytes({"own": end}, "/", connections=1, seconds=0.3, under_way=lambda: True)
+        assert time.monotonic() - began >= DEADMAN_SECONDS
 
 
 def test_what_is_asked_is_http() -> None:

@@ -725,6 +725,30 @@ def test_a_port_of_the_host_is_reached(host: Host, web: int) -> None:
     assert ask(address, "POST", "/", data) == data
 
 
+def test_a_connection_is_under_way_until_its_far_end_is_open_or_known_not_to_be(host: Host, web: int) -> None:
+    through = threading.Event()
+
+    @contextlib.contextmanager
+    def dial() -> Iterator[forward.FarEnd]:
+        through.wait(60)
+        raise EvidenceError("no way")
+        yield
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    slow = forward.Forward(listener, dial, forward.reset)
+    assert not slow.is_connecting()
+    with contextlib.ExitStack() as clients:
+        for _ in range(3):
+            clients.enter_context(socket.create_connection(listener.getsockname()))
+            assert slow.is_connecting()
+        through.set()
+        assert await_true(lambda: not slow.is_connecting())
+    slow.stop()
+    slow.join()
+    assert ask(host.reach(web), "GET", "/health") == b"/health"
+    assert not host.under_way()
+
+
 def test_many_requests_at_once_each_get_their_own_answer(host: Host, web: int) -> None:
     address = host.reach(web)
     with ThreadPoolExecutor(16) as pool:

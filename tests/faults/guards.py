@@ -305,6 +305,27 @@ GUARDS = [
         ("tests/plugin/test_gate.py",),
     ),
     Guard(
+        "a connection that is still on its way is no silence",
+        "pytest_imagefresh/adapters/pause.py",
+        " or under_way():\n",
+        ":\n",
+        ("tests/adapters/test_pause.py",),
+    ),
+    Guard(
+        "the pause proof heeds what is still on its way",
+        "pytest_imagefresh/pause.py",
+        ", under_way=run.run.host.under_way",
+        "",
+        ("tests/plugin/test_gate.py",),
+    ),
+    Guard(
+        "a process that was held up has not listened meanwhile",
+        "pytest_imagefresh/adapters/pause.py",
+        "listened += min(_SLICE_SECONDS, time.monotonic() - now)",
+        "listened += time.monotonic() - now",
+        ("tests/adapters/test_pause.py",),
+    ),
+    Guard(
         "a way that is forbidden is no silence",
         "pytest_imagefresh/pause.py",
         "    run.run.host.require_reached()\n",

@@ -60,7 +60,7 @@ def test_any_single_broken_link_refuses(gate_folder: GateFolder, fault: str, sen
     assert record(gate_folder)["complete"] is False
 
 
-@pytest.mark.parametrize("fault", ["engine-down", "hook-unknown", "no-deadman"])
+@pytest.mark.parametrize("fault", ["engine-down", "hook-unknown", "no-deadman", "never-arrives"])
 def test_only_infrastructure_errors_are_told_apart(gate_folder: GateFolder, fault: str) -> None:
     ended = gate_folder.gate(faults=[fault])
     assert ended.status == 11, ended

@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -81,12 +81,20 @@ class Forward:
         self._wake, self._woken = socket.socketpair()
         self._lock = threading.Lock()
         self._closed = False
+        self._connecting = 0
         self._threads: set[threading.Thread] = set()
         self._pipes: set[_Pipe] = set()
         listener.listen(_BACKLOG)
         listener.setblocking(False)
         self._acceptor = threading.Thread(target=self._accept, name="imagefresh-forward", daemon=True)
         self._acceptor.start()
+
+    def is_connecting(self) -> bool:
+        """Say whether a client waits for its far end, which is neither open nor known not to be."""
+        # In this order: a client that waits to be accepted is counted before it no longer does.
+        waiting = select.poll()
+        waiting.register(self._listener, select.POLLIN)
+        return bool(waiting.poll(0)) or self._connecting > 0
 
     def stop(self) -> None:
         """Accept no more and cut what is piped; returns at once."""
@@ -112,11 +120,13 @@ class Forward:
         poll.register(self._woken, select.POLLIN)
         while not self._closed:
             poll.poll()
+            self._count(1)
             try:
                 client, _ = self._listener.accept()
                 client.setblocking(True)
             except OSError:
                 # Nobody there any more, or no file descriptor left: the client waits in the backlog.
+                self._count(-1)
                 time.sleep(_POLL_SECONDS)
             else:
                 self._start(client)
@@ -133,9 +143,22 @@ class Forward:
         finally:
             self._threads.discard(threading.current_thread())
 
+    def _count(self, more: int) -> None:
+        with self._lock:
+            self._connecting += more
+
+    @contextlib.contextmanager
+    def _far_end(self) -> Iterator[FarEnd]:
+        with contextlib.ExitStack() as stack:
+            try:
+                far = stack.enter_context(self._dial())
+            finally:
+                self._count(-1)
+            yield far
+
     def _pipe(self, client: socket.socket) -> None:
         try:
-            with self._dial() as far:
+            with self._far_end() as far:
                 pipe = _Pipe(client, far)
                 if not self._add(pipe):
                     return
