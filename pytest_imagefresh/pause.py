@@ -63,7 +63,13 @@ def read_silence(run: TargetRun, container: Container) -> Silence:
     seconds = seconds_of_silence(usual, time.monotonic() - started)
     with run.engine.paused(container.id):
         heard = first_bytes(
-            ends, path, connections=CONNECTIONS, seconds=seconds, until_one=True, under_way=run.run.host.under_way
+            ends,
+            path,
+            connections=CONNECTIONS,
+            seconds=seconds,
+            until_one=True,
+            at_most=DEADMAN_SECONDS,
+            under_way=run.run.host.under_way,
         )
         check_paused(run.engine.read_container(container.id.hex), time.monotonic() - started)
     run.run.host.require_reached()
@@ -148,7 +154,8 @@ def _ends(run: TargetRun, addresses: Iterable[str], known: Collection[str] = ())
 
 def _usual(run: TargetRun, ends: Mapping[str, tuple[str, int]]) -> float:
     """Return how long an answer takes, in seconds: the slowest of two from each end. 0 where none came."""
-    times = first_bytes(ends, run.target.staging.health_path, connections=2, seconds=_PATIENCE_SECONDS)
+    path, bound = run.target.staging.health_path, _PATIENCE_SECONDS
+    times = first_bytes(ends, path, connections=2, seconds=bound, at_most=bound)
     return max((max(each) for each in times.values() if each), default=0.0)
 
 

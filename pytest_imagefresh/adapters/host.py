@@ -58,8 +58,8 @@ class Host(Protocol):
         """Return address and port on this machine that reach `port` at an address of the host, its own by default."""
         ...
 
-    def under_way(self) -> bool:
-        """Say whether a connection to what `reach` returned has still to come to its end, or to fail."""
+    def under_way(self) -> int:
+        """Return how many connections to what `reach` returned have still to come to their ends, or to fail."""
         ...
 
     def require_reached(self) -> None:
@@ -109,9 +109,9 @@ class LocalHost:
         """Return the port itself."""
         return address, port
 
-    def under_way(self) -> bool:
-        """Say no: nothing lies between."""
-        return False
+    def under_way(self) -> int:
+        """Return 0: nothing lies between."""
+        return 0
 
     def require_reached(self) -> None:
         """Do nothing: nothing lies between."""

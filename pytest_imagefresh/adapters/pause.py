@@ -16,7 +16,6 @@ from pytest_imagefresh.adapters.command import last_line
 from pytest_imagefresh.adapters.host import Host
 from pytest_imagefresh.core.errors import EvidenceError
 from pytest_imagefresh.core.identity import ContainerId
-from pytest_imagefresh.core.port import DEADMAN_SECONDS
 
 _ARMED = re.compile(r"armed ([1-9][0-9]*)")
 
@@ -100,20 +99,22 @@ def first_bytes(
     connections: int,
     seconds: float,
     until_one: bool = False,
-    under_way: Callable[[], bool] = lambda: False,
+    at_most: float,
+    under_way: Callable[[], int] = lambda: 0,
 ) -> dict[str, list[float]]:
     """Return after how many seconds the first byte came on each connection that brought one, by name of its end.
 
     Every end, an address and a port, is asked at once by as many fresh connections as said. Returns when all have
     answered or ended, when `seconds` have been listened to, or with the first byte of all where `until_one` says so. A
-    connection that is refused or closed without a byte has brought none. The `seconds` begin when the last request has
-    gone out, and no connection is `under_way` to its end any more; all of it ends with the time of a deadman.
+    connection that is refused or closed without a byte has brought none. The `seconds` begin anew whenever a request
+    has gone out or the number of connections that are `under_way` to their ends has changed; all of it takes `at_most`
+    so many.
     """
     answers: dict[str, list[float]] = {name: [] for name in ends}
     started = now = time.monotonic()
-    listened = 0.0
+    listened, coming = 0.0, under_way()
     with _asking(ends, connections) as selector:
-        while selector.get_map() and listened < seconds and now < started + DEADMAN_SECONDS:
+        while selector.get_map() and listened < seconds and now < started + at_most:
             found = selector.select(min(_SLICE_SECONDS, seconds - listened))
             listened += min(_SLICE_SECONDS, time.monotonic() - now)
             now = time.monotonic()
@@ -122,7 +123,8 @@ def first_bytes(
                     answers[key.data].append(now - started)
             if until_one and any(answers.values()):
                 break
-            if any(events & selectors.EVENT_WRITE for _, events in found) or under_way():
+            before, coming = coming, under_way()
+            if coming != before or any(events & selectors.EVENT_WRITE for _, events in found):
                 listened = 0.0
     return answers
 

@@ -736,13 +736,13 @@ def test_a_connection_is_under_way_until_its_far_end_is_open_or_known_not_to_be(
 
     listener = socket.create_server(("127.0.0.1", 0))
     slow = forward.Forward(listener, dial, forward.reset)
-    assert not slow.is_connecting()
+    assert not slow.connecting()
     with contextlib.ExitStack() as clients:
         for _ in range(3):
             clients.enter_context(socket.create_connection(listener.getsockname()))
-            assert slow.is_connecting()
+            assert slow.connecting()
         through.set()
-        assert await_true(lambda: not slow.is_connecting())
+        assert await_true(lambda: not slow.connecting())
     slow.stop()
     slow.join()
     assert ask(host.reach(web), "GET", "/health") == b"/health"

@@ -307,14 +307,14 @@ GUARDS = [
     Guard(
         "a connection that is still on its way is no silence",
         "pytest_imagefresh/adapters/pause.py",
-        " or under_way():\n",
-        ":\n",
+        "before, coming = coming, under_way()",
+        "before = coming",
         ("tests/adapters/test_pause.py",),
     ),
     Guard(
         "the pause proof heeds what is still on its way",
         "pytest_imagefresh/pause.py",
-        ", under_way=run.run.host.under_way",
+        "            under_way=run.run.host.under_way,\n",
         "",
         ("tests/plugin/test_gate.py",),
     ),

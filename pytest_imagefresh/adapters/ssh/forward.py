@@ -89,12 +89,15 @@ class Forward:
         self._acceptor = threading.Thread(target=self._accept, name="imagefresh-forward", daemon=True)
         self._acceptor.start()
 
-    def is_connecting(self) -> bool:
-        """Say whether a client waits for its far end, which is neither open nor known not to be."""
+    def connecting(self) -> int:
+        """Return how many clients wait for their far ends, which are neither open nor known not to be.
+
+        Those that are still to be accepted count as one.
+        """
         # In this order: a client that waits to be accepted is counted before it no longer does.
         waiting = select.poll()
         waiting.register(self._listener, select.POLLIN)
-        return bool(waiting.poll(0)) or self._connecting > 0
+        return len(waiting.poll(0)) + self._connecting
 
     def stop(self) -> None:
         """Accept no more and cut what is piped; returns at once."""

@@ -142,9 +142,9 @@ class SshHost:
                 self._ports[address, port] = (Forward(listener, dial, reset), local)
             return _LOOPBACK, self._ports[address, port][1]
 
-    def under_way(self) -> bool:
-        """Say whether a connection to what `reach` returned has still to come to its end, or to fail."""
-        return any(forward.is_connecting() for forward, _ in self._ports.values())
+    def under_way(self) -> int:
+        """Return how many connections to what `reach` returned have still to come to their ends, or to fail."""
+        return sum(forward.connecting() for forward, _ in self._ports.values())
 
     def require_reached(self) -> None:
         """Raise EvidenceError where a connection to what `reach` returned never came as far as its end.
