@@ -67,8 +67,8 @@ def read_silence(run: TargetRun, container: Container) -> Silence:
             path,
             connections=CONNECTIONS,
             seconds=seconds,
+            at_most=DEADMAN_SECONDS,  # then `check_paused` says that it was too late
             until_one=True,
-            at_most=DEADMAN_SECONDS,
             under_way=run.run.host.under_way,
         )
         check_paused(run.engine.read_container(container.id.hex), time.monotonic() - started)

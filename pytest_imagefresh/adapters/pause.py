@@ -98,8 +98,8 @@ def first_bytes(
     *,
     connections: int,
     seconds: float,
-    until_one: bool = False,
     at_most: float,
+    until_one: bool = False,
     under_way: Callable[[], int] = lambda: 0,
 ) -> dict[str, list[float]]:
     """Return after how many seconds the first byte came on each connection that brought one, by name of its end.
@@ -107,8 +107,8 @@ def first_bytes(
     Every end, an address and a port, is asked at once by as many fresh connections as said. Returns when all have
     answered or ended, when `seconds` have been listened to, or with the first byte of all where `until_one` says so. A
     connection that is refused or closed without a byte has brought none. The `seconds` begin anew whenever a request
-    has gone out or the number of connections that are `under_way` to their ends has changed; all of it takes `at_most`
-    so many.
+    has gone out or the number of connections that are `under_way` to their ends has changed. `at_most`, in seconds, is
+    when it ends all the same: a caller who needs silence must look at the time.
     """
     answers: dict[str, list[float]] = {name: [] for name in ends}
     started = now = time.monotonic()

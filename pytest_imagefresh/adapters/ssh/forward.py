@@ -152,6 +152,7 @@ class Forward:
 
     @contextlib.contextmanager
     def _far_end(self) -> Iterator[FarEnd]:
+        """Open the far end of a client that was counted, and count it no longer, whatever came of it."""
         with contextlib.ExitStack() as stack:
             try:
                 far = stack.enter_context(self._dial())
