@@ -564,7 +564,8 @@ def test_compose_s_own_program_is_asked_and_docker_changes(pretended: PretendedH
     assert pretended.staging().verdict == (0, "built")
     questions = asked.read_text().splitlines()
     configs = [call for call in pretended.calls if call.startswith("docker compose ") and " config " in call]
-    assert questions == [call.removeprefix("docker compose ") for call in configs]
+    assert sorted(questions) == sorted(call.removeprefix("docker compose ") for call in configs)
+    assert set(questions) == {"--profile * config --format json", "config --services"}
     assert len([call for call in pretended.calls if " up " in call]) == 2
 
 
