@@ -153,7 +153,7 @@ GUARDS = [
     Guard(
         "links of the commit stay in its tree",
         HOOK,
-        '[[ -n "${root}" && "${real}/" == "${root}/"* ]] ||',
+        '[[ -n "${ITEMS[0]-}" && "$1/" == "${ITEMS[0]}/"* ]] ||',
         "true ||",
         (fault("a link in the commit leads the build to the host's files"),),
     ),
