@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import functools
 import getpass
 import hmac
@@ -22,7 +23,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import docker
 import pytest
@@ -747,6 +748,49 @@ def test_a_connection_is_under_way_until_its_far_end_is_open_or_known_not_to_be(
     slow.join()
     assert ask(host.reach(web), "GET", "/health") == b"/health"
     assert not host.under_way()
+
+
+def test_a_connection_for_which_no_file_descriptor_is_left_is_no_silence(
+    host: Host, web: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def accept(_self: socket.socket) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    end = host.reach(web)
+    host.require_reached()
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    with socket.create_connection(end):
+        assert await_true(lambda: unreached(host) != "")
+    assert "Too many open files" in unreached(host)
+
+
+@pytest.mark.parametrize("name", ["imagefresh-forward-client", "imagefresh-forward-requests"])
+def test_a_connection_for_which_no_thread_is_left_is_no_silence(
+    host: Host, web: int, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name == name:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    end = host.reach(web)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with socket.create_connection(end):
+        assert await_true(lambda: unreached(host) != "")
+    assert "can't start new thread" in unreached(host)
+    monkeypatch.undo()
+    assert ask(end, "GET", "/health") == b"/health"
+
+
+def unreached(host: Host) -> str:
+    """What a host says of connections that never came to their ends, "" for nothing."""
+    try:
+        host.require_reached()
+    except EvidenceError as error:
+        return str(error)
+    return ""
 
 
 def test_many_requests_at_once_each_get_their_own_answer(host: Host, web: int) -> None:

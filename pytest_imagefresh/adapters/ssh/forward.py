@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import select
 import socket
@@ -76,6 +77,8 @@ class Forward:
     def __init__(self, listener: socket.socket, dial: Dial, complain: Complain) -> None:
         """Take over a bound listener."""
         self._listener = listener
+        self.lost = ""
+        """Why a client was not led to its far end, where this machine had no file descriptor or thread left for it."""
         self._dial = dial
         self._complain = complain
         self._wake, self._woken = socket.socketpair()
@@ -127,8 +130,9 @@ class Forward:
             try:
                 client, _ = self._listener.accept()
                 client.setblocking(True)
-            except OSError:
-                # Nobody there any more, or no file descriptor left: the client waits in the backlog.
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):  # these: nobody there any more
+                    self.lost = str(error)  # the client waits in the backlog
                 self._count(-1)
                 time.sleep(_POLL_SECONDS)
             else:
@@ -137,12 +141,20 @@ class Forward:
     def _start(self, client: socket.socket) -> None:
         thread = threading.Thread(target=self._serve, args=(client,), name="imagefresh-forward-client", daemon=True)
         self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self.lost = str(error)
+            self._threads.discard(thread)
+            self._count(-1)
+            client.close()
 
     def _serve(self, client: socket.socket) -> None:
         try:
             with client:
                 self._pipe(client)
+        except RuntimeError as error:  # no thread for its requests
+            self.lost = str(error)
         finally:
             self._threads.discard(threading.current_thread())
 

@@ -151,6 +151,12 @@ class SshHost:
 
         Each of them is tried once more by itself: of several that fail at once paramiko loses why.
         """
+        for forward, _ in self._ports.values():
+            if forward.lost:
+                raise EvidenceError(
+                    f"ssh host {self.name}: expected every connection to come as far as its port, observed that this "
+                    f"machine could not lead one there ({forward.lost}); raise its limits of open files and threads"
+                )
         for address, port in dict.fromkeys(self._untried):
             try:
                 close_channel(self._open_port(address, port))
